@@ -1,0 +1,85 @@
+"""What a family must be able to say about itself before any model is built: its options and its size.
+
+This module imports no torch, so that a whole comparison can be composed, checked and sized in no time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+
+@dataclass
+class SizeConfig:
+    """The budget that all models of a comparison share (config group `size`).
+
+    `parameters` is the target of trainable parameters, met by every family within the relative `tolerance`;
+    `hidden_size`, `num_layers` and `head_dim` are the width, depth and head width that families take over
+    where these words mean something for them.
+    """
+
+    parameters: int = 700_000
+    tolerance: float = 0.02
+    hidden_size: int = 128
+    num_layers: int = 4
+    head_dim: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("parameters", "hidden_size", "num_layers", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"size.{name} is {getattr(self, name)}: must be at least 1")
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"size.tolerance is {self.tolerance}: must lie between 0 and 1")
+        if self.hidden_size % self.head_dim:
+            raise ValueError(f"size.hidden_size={self.hidden_size} is not a multiple of size.head_dim={self.head_dim}")
+
+
+@dataclass
+class FamilyConfig:
+    """Options that every family has; each family's `Config` adds its own. None means: taken from `size`.
+
+    `family` names the module that holds the family: `mamba` is `baselines/mamba.py`, and a dotted name is any
+    importable module of the user's own. `checkpoint` is a folder (or hub name) to load instead of training.
+    """
+
+    family: str
+    checkpoint: str | None = None
+
+    def candidates(self, size: SizeConfig) -> Iterable[Self]:
+        """Complete configs (no None left) of about `size`, from which the nearest in parameters is taken."""
+        raise NotImplementedError(f"{type(self).__module__} does not say how it scales with `size`")
+
+    def parameters(self, vocab_size: int) -> int:
+        """Trainable parameters of the model that this complete config builds, by formula."""
+        raise NotImplementedError(f"{type(self).__module__} does not count its parameters")
+
+
+C = TypeVar("C", bound=FamilyConfig)
+
+
+def fit_to_size(name: str, config: C, size: SizeConfig, vocab_size: int) -> C:
+    """The candidate of `config` nearest to `size.parameters`; ValueError if none is within the tolerance."""
+    nearest = min(config.candidates(size), key=lambda c: abs(c.parameters(vocab_size) - size.parameters))
+    found = nearest.parameters(vocab_size)
+    deviation = found / size.parameters - 1
+    if abs(deviation) > size.tolerance:
+        raise ValueError(
+            f"model.{name}: the nearest setting has {found:,} parameters, {deviation:+.1%} from"
+            f" size.parameters={size.parameters:,} (size.tolerance={size.tolerance:.0%}): leave its sizes null,"
+            " or raise size.tolerance"
+        )
+    return nearest
+
+
+def given(config: FamilyConfig, name: str, default: int) -> int:
+    """The option `name` where the user set it, else `default`."""
+    value = getattr(config, name)
+    return default if value is None else value
+
+
+def completed(config: C, **values: Any) -> C:
+    """A copy of `config` in which the named options that are still None take these values."""
+    missing = {k: v for k, v in values.items() if getattr(config, k) is None}
+    return dataclasses.replace(config, **missing)

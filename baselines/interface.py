@@ -1,0 +1,131 @@
+"""The one interface through which the instrument sees every model.
+
+A family gives a `Config` (its options, see `baselines.config`) and a subclass of `SequenceModel` around a
+`transformers.PreTrainedModel` causal LM, so `generate`, `save_pretrained` and the ecosystem keep working. Gate,
+scoring and timing are written once against the methods below and know no architecture by name.
+
+Shapes: B rows, L tokens, V vocabulary. Token ids are int64. A `state` is whatever the model carries from token to
+token (KV cache, convolution window, recurrent state, fast weights); it may be updated in place, so only the
+one returned last is valid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from baselines.config import FamilyConfig
+
+State = Any
+Mode = Literal["train", "prefill", "step"]
+
+
+class SequenceModel(ABC):
+    """One causal language model with its state, its cost formulas and the name of the code path it runs on."""
+
+    Config: ClassVar[type[FamilyConfig]]
+    continues: ClassVar[bool] = True
+    """Whether `prefill` can continue a state by more than one token; what cannot is marked and still timed."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Any, vocab_size: int) -> Self:
+        """A freshly initialised float32 model on the CPU from a complete config."""
+
+    @classmethod
+    def load(cls, config: FamilyConfig) -> Self:
+        """The trained model in the folder (or hub name) `config.checkpoint`, float32, in evaluation mode."""
+        model = AutoModelForCausalLM.from_pretrained(str(config.checkpoint), dtype=torch.float32)
+        return cls(model.eval())
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids the model knows."""
+        return int(self.model.config.vocab_size)
+
+    @property
+    @abstractmethod
+    def kernel_path(self) -> str:
+        """Which implementation runs: reference, dual, sdpa, torch-scan, fused-cuda …; recorded in every row."""
+
+    @abstractmethod
+    def flops(self, length: int, mode: Mode) -> int:
+        """Floating-point operations (2 a multiply-add) of one row.
+
+        `train`: forward and backward of `length` tokens; `prefill`: forward of `length` tokens;
+        `step`: one token after `length` tokens of context.
+        """
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Logits [B, L, V] of `input_ids` [B, L], without any state."""
+        return self.model(input_ids, use_cache=False).logits
+
+    def prefill(self, input_ids: Tensor, state: State | None = None, logits_to_keep: int = 1) -> tuple[Tensor, State]:
+        """Feed `input_ids` [B, L], continuing `state`; logits of the last `logits_to_keep` tokens (0: all)."""
+        out = self.model(input_ids, past_key_values=state, use_cache=True, logits_to_keep=logits_to_keep)
+        return out.logits, out.past_key_values
+
+    def step(self, input_ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Feed one token a row, `input_ids` [B, 1]; logits [B, 1, V] and the next state."""
+        return self.prefill(input_ids, state)
+
+    @torch.inference_mode()
+    def score(self, input_ids: Tensor, segment: int = 1024) -> Tensor:
+        """Negative log-likelihood in nats [B, L - 1] of tokens 1 … L - 1, each given all tokens before it.
+
+        The rows run through the model `segment` tokens at a time and carry the state between, so memory stays
+        bounded by the state and one segment of logits at any length. Log-softmax in float32 (float64 for a float64 model).
+        """
+        length = input_ids.shape[1]
+        size = segment if self.continues else length
+        state, parts = None, []
+        for start in range(0, length - 1, size):
+            end = min(start + size, length - 1)
+            logits, state = self.prefill(input_ids[:, start:end], state, logits_to_keep=0)
+            targets = input_ids[:, start + 1 : end + 1]
+            parts.append(
+                F.cross_entropy(
+                    logits.to(torch.promote_types(logits.dtype, torch.float32)).transpose(1, 2),
+                    targets,
+                    reduction="none",
+                )
+            )
+        return torch.cat(parts, dim=1)
+
+    def state_bytes(self, state: State) -> int:
+        """Bytes of all distinct tensors that `state` holds, counted on the object itself."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(state)}
+        return sum(storages.values())
+
+    def save(self, folder: Path) -> None:
+        """Write safetensors weights and config.json, readable by `from_pretrained`."""
+        self.model.save_pretrained(folder)
+
+
+def tensors_in(value: Any, seen: set[int] | None = None) -> list[Tensor]:
+    """Every tensor reachable from `value` through containers, dataclasses and attributes of cache objects."""
+    seen = set() if seen is None else seen
+    if id(value) in seen or isinstance(value, (str, bytes, int, float, type(None))):
+        return []
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        children = list(value.values())
+    elif isinstance(value, (list, tuple, set)):
+        children = list(value)
+    elif dataclasses.is_dataclass(value) or hasattr(value, "__dict__"):
+        children = [v for k, v in vars(value).items() if k != "config"]
+    else:
+        children = []
+    return [tensor for child in children for tensor in tensors_in(child, seen)]

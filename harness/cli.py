@@ -1,0 +1,56 @@
+"""The command line: help at once, everything else through Hydra, and every user error as one line with exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Entry point of `python -m harness` and of the console script `ttt-bench`."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        from harness.help import help_text
+
+        print(help_text())
+        return
+    sys.exit(_run_hydra())
+
+
+def _run_hydra() -> int:
+    """Compose and run every job of this command; the worst exit code of them."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from harness.config import register_schema, to_run_config
+    from harness.config_errors import CONF, explain
+
+    register_schema()
+    sys.argv[1:] = flags_first(sys.argv[1:])
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    exit_codes = [0]
+
+    def job(composed: DictConfig) -> None:
+        OmegaConf.resolve(composed)
+        try:
+            config = to_run_config(composed)
+            from harness.run import run
+
+            exit_codes.append(run(config))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            exit_codes.append(2)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 2
+    return max(exit_codes)
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """Flags before overrides: Hydra's parser takes overrides in one run only, users write them anywhere."""
+    overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
+    return [a for a in arguments if a not in overrides] + overrides

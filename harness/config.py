@@ -1,0 +1,108 @@
+"""From command line and YAML to checked objects, once.
+
+Hydra composes `conf/` under the typed schema below, so an unknown key or a wrong type ends at composition. Models are
+the exception: the group `model` takes a list and each file fills its own key of a dictionary, whose values are
+typed here by the `Config` of the family they name. What leaves this module is a `RunConfig`, no OmegaConf in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from baselines.config import FamilyConfig, SizeConfig
+from harness.config_errors import explain_key
+from harness.data.config import DataConfig
+from harness.measure.config import MeasureConfig
+from harness.runtime import RuntimeConfig
+from harness.train.config import TrainConfig
+
+
+@dataclass
+class RunConfig:
+    """One comparison: several models on the same data, trained and measured alike, with one seed of possibly many.
+
+    `name` begins the name of the run folder, `<output>/runs/<name>-<hash of the config>`, which seeds share; `folder`
+    puts it elsewhere.
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    size: SizeConfig = field(default_factory=SizeConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(source="sotu"))
+    train: TrainConfig = field(default_factory=TrainConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    seed: int = 0
+    name: str = "comparison"
+    output: str = "results"
+    folder: str | None = None
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of each test document that are scored."""
+        return self.measure.max_length or 8 * self.train.length
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this comparison this one: all but the seed, the place, and how many processes share the work."""
+        plain = dataclasses.asdict(self)
+        for key in ("seed", "output", "folder"):
+            del plain[key]
+        del plain["runtime"]["workers"]
+        return plain
+
+    @property
+    def hash(self) -> str:
+        """Eight hexadecimal digits of the identity's SHA-256."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this comparison's records live."""
+        return Path(self.folder) if self.folder else Path(self.output) / "runs" / f"{self.name}-{self.hash}"
+
+
+def register_schema() -> None:
+    """Tell Hydra the types of the primary config (without importing torch)."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def to_run_config(composed: DictConfig) -> RunConfig:
+    """The checked objects of a composed config; ValueError in one line, naming the key, where something is off."""
+    models = composed.model
+    if not models:
+        raise ValueError("model=[] selects no model; choose some of the group `model` (see --help)")
+    rest = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "model"])
+    config = _typed(RunConfig, rest, "")
+    assert isinstance(config, RunConfig)
+    config.model = {str(name): _typed_model(str(name), models[name]) for name in models}
+    return config
+
+
+def _typed(schema: type, node: DictConfig, where: str) -> Any:
+    """The object of dataclass `schema` that `node`, found at `where`, describes."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))
+    except OmegaConfBaseException as error:
+        raise ValueError(explain_key(error, where)) from None
+
+
+def _typed_model(name: str, node: Any) -> FamilyConfig:
+    from baselines.registry import find
+
+    if not isinstance(node, DictConfig) or "family" not in node:
+        keys = ", ".join(map(str, node)) if isinstance(node, DictConfig) else repr(node)
+        raise ValueError(
+            f"model.{name} has options ({keys}) but is not selected: add {name} to model=[…],"
+            f" or give model.{name}.family"
+        )
+    typed = _typed(find(str(node.family)).Config, node, f"model.{name}.")
+    assert isinstance(typed, FamilyConfig)
+    return typed

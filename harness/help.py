@@ -1,0 +1,63 @@
+"""`--help`: every config group in words, read off the comments of the YAML files, so it cannot fall behind them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+GROUPS = {
+    "experiment": "a ready comparison; sets the groups below",
+    "model": "what is compared; takes a list: model=[transformer,mamba]",
+    "size": "the budget of parameters that all models meet",
+    "data": "the documents",
+    "train": "the recipe, the same for every model",
+    "measure": "what is measured, and how often",
+    "runtime": "device, number format, threads and processes",
+    "debug": "overlays that make any experiment small",
+}
+
+USAGE = """\
+Compares sequence models fairly: trains or loads them, gates them, measures perplexity against context length,
+throughput, latency and memory, and writes tables, figures and a page.
+
+  python -m harness                                   the experiment `quickstart`
+  python -m harness model=[transformer,ttt_linear]    other models
+  python -m harness train.tokens=1000000 seed=1       other values; seeds of one config share a run folder
+  python -m harness model.mamba.checkpoint=FOLDER     load instead of train
+  python -m harness --multirun seed=0,1,2             several runs; the report aggregates over seeds
+  python -m harness debug=smoke                       everything in seconds
+  python -m harness --cfg job                         print the composed config and stop
+  python -m harness.report FOLDER                     draw a run folder's tables and figures again
+
+The same command again continues an interrupted run. Groups, chosen as group=option (defaults marked *):
+"""
+
+FOOTER = """
+Single values: seed, name, output (where results go), folder (a run folder of your own choice).
+`--cfg job` shows every key; a key is overridden by its path: measure.repeats=20.
+More configs of your own: --config-dir FOLDER (with model/, data/ … inside).
+"""
+
+
+def help_text() -> str:
+    """The whole help page."""
+    primary = (CONF / "config.yaml").read_text()
+    lines = [USAGE]
+    for group, words in GROUPS.items():
+        lines.append(f"{group}: {words}")
+        options = {path.stem: description(path) for path in sorted((CONF / group).glob("*.yaml"))}
+        chosen = next((line.split(":", 1)[1] for line in primary.splitlines() if f"- {group}:" in line), "")
+        selected = chosen.replace("[", " ").replace("]", " ").replace(",", " ").split()
+        width = max(map(len, options), default=0)
+        lines += [f"  {'*' if name in selected else ' '} {name:<{width}}  {text}" for name, text in options.items()]
+        lines.append("")
+    return "\n".join(lines) + FOOTER
+
+
+def description(path: Path) -> str:
+    """The first comment of a YAML file that is not a Hydra directive."""
+    for line in path.read_text().splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line.removeprefix("#").strip()
+    return ""

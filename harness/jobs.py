@@ -1,0 +1,37 @@
+"""What a worker process is told: plain data that both ends know, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from baselines.config import FamilyConfig
+from harness.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One thing to time: a kind of scenario (train_step, prefill, decode) and its length in tokens."""
+
+    kind: str
+    length: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model (or, with `family` None, one n-gram floor) of a comparison.
+
+    `device` is resolved (cpu or cuda); `index` counts the models of the comparison.
+    """
+
+    name: str
+    index: int
+    family: FamilyConfig | None
+    config: RunConfig
+    device: str
+    tokens_folder: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where this model's files of this seed lie, inside the run folder."""
+        return self.config.run_folder / f"seed{self.config.seed}" / self.name

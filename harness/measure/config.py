@@ -1,0 +1,41 @@
+"""What is measured, and how often (config group `measure`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class MeasureConfig:
+    """The position curve and the timings.
+
+    `max_length`: tokens of each test document that are scored (None: eight times the training length);
+    `documents`: at most so many test documents (None: all). Timings go on until each model has at least `repeats`
+    timed calls and `seconds` of timed work at each shape, the models taking turns.
+    """
+
+    max_length: int | None = None
+    documents: int | None = None
+    ngrams: list[int] = field(default_factory=lambda: [3, 4])
+    timing: bool = True
+    prefill_lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
+    prefill_batch: int = 1
+    decode_contexts: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
+    decode_batch: int = 1
+    decode_tokens: int = 16
+    repeats: int = 5
+    seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("prefill_batch", "decode_batch", "decode_tokens", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"measure.{name} is {getattr(self, name)}: must be at least 1")
+        for name in ("prefill_lengths", "decode_contexts"):
+            if any(length < 1 for length in getattr(self, name)):
+                raise ValueError(f"measure.{name} is {list(getattr(self, name))}: lengths must be at least 1")
+        if any(not 1 <= order <= 5 for order in self.ngrams):
+            raise ValueError(f"measure.ngrams is {list(self.ngrams)}: choose orders from 1, 2, 3, 4, 5")
+        if self.max_length is not None and self.max_length < 17:
+            raise ValueError(f"measure.max_length is {self.max_length}: must be at least 17")
+        if self.documents is not None and self.documents < 1:
+            raise ValueError(f"measure.documents is {self.documents}: must be at least 1")

@@ -1,0 +1,225 @@
+"""What is kept of a measurement: typed, versioned rows with raw values, from which every report is drawn.
+
+A run folder holds one `records.jsonl`, only ever appended to, one JSON object a line. Each row says what was
+measured (`kind` and its `values`), of which model and seed, how it ended (`status`), under which conditions
+(what a comparison must hold equal) and where it comes from (`provenance`). The NLL of every document and
+position lies beside it as Parquet, named by the row. `results/README.md` describes the schema to readers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "failed", "nan", "oom", "crashed", "unsupported", "skipped"]
+
+
+@dataclass
+class Values:
+    """Base of the measured values; `kind` names the measurement in the file."""
+
+    kind: ClassVar[str]
+
+
+@dataclass
+class Training(Values):
+    """A training run: `loss` in nats per token of each logged interval, at `tokens_seen`."""
+
+    kind: ClassVar[str] = "training"
+    parameters: int
+    tokens: int
+    steps: int
+    train_length: int
+    tokens_seen: list[int]
+    loss: list[float]
+    wall_seconds: float
+    cpu_seconds: float
+    checkpoint: str
+
+
+@dataclass
+class Loaded(Values):
+    """A model that was loaded instead of trained."""
+
+    kind: ClassVar[str] = "loaded"
+    parameters: int
+    checkpoint: str
+
+
+@dataclass
+class Check:
+    """One check of the gate: the `value` it found and the `bound` that it must not exceed."""
+
+    name: str
+    passed: bool
+    value: float
+    bound: float
+
+
+@dataclass
+class Gate(Values):
+    """Whether the model is what it claims to be: causal, equal step by step, normalised, finite."""
+
+    kind: ClassVar[str] = "gate"
+    checks: list[Check]
+
+
+@dataclass
+class PositionCurve(Values):
+    """NLL by position over whole test documents (convention `position`), kept per document × position.
+
+    `nll_file` is a Parquet file relative to the run folder, one row a document, with columns `document` (name),
+    `nll` (list of float32, nats; element i is token i + 1 given tokens 0 … i) and `target_bytes` (list of int,
+    bytes of that token).
+    """
+
+    kind: ClassVar[str] = "position"
+    nll_file: str
+    documents: int
+    tokens: int
+    max_length: int
+    train_length: int | None
+    convention: str = "position"
+
+
+@dataclass
+class TrainStep(Values):
+    """Wall seconds of each timed training step (forward, backward, optimiser) of batch × length tokens."""
+
+    kind: ClassVar[str] = "train_step"
+    batch: int
+    length: int
+    seconds: list[float]
+    peak_bytes: int | None
+    flops: int
+
+
+@dataclass
+class Prefill(Values):
+    """Wall seconds of each timed prefill of batch × length tokens from an empty state."""
+
+    kind: ClassVar[str] = "prefill"
+    batch: int
+    length: int
+    seconds: list[float]
+    peak_bytes: int | None
+    state_bytes: int
+    flops: int
+
+
+@dataclass
+class Decode(Values):
+    """Wall seconds of each timed single-token step after `context` tokens."""
+
+    kind: ClassVar[str] = "decode"
+    batch: int
+    context: int
+    seconds: list[float]
+    state_bytes: int
+    flops: int
+
+
+@dataclass
+class Finish(Values):
+    """Closes a run of the whole job: what it cost, and its parts in wall seconds."""
+
+    kind: ClassVar[str] = "finish"
+    wall_seconds: float
+    cpu_seconds: float
+    parts: dict[str, float]
+
+
+@dataclass
+class Conditions:
+    """What rows of one comparison must share; where a row differs the report marks it."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    compile: bool = False
+    kernel_path: str = ""
+    load_average: float | None = None
+
+
+@dataclass
+class Record:
+    """One row of `records.jsonl`. `values` is None where the measurement did not come about: see `message`.
+
+    `length` is that of the timed shape in tokens, present also where there are no values; 0 for kinds without one.
+    """
+
+    kind: str
+    model: str
+    family: str
+    seed: int
+    status: Status = "ok"
+    message: str = ""
+    values: Values | None = None
+    conditions: Conditions = field(default_factory=Conditions)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    time: str = ""
+    length: int = 0
+    schema_version: int = SCHEMA_VERSION
+
+
+_KINDS: dict[str, type[Values]] = {cls.kind: cls for cls in Values.__subclasses__()}
+
+
+def to_json(record: Record) -> str:
+    """One line of JSON; NaN and infinities are kept as Python's json writes them."""
+    return json.dumps(dataclasses.asdict(record), separators=(",", ":"))
+
+
+def from_json(line: str) -> Record:
+    """The record that `to_json` wrote; ValueError for a schema version this code does not know."""
+    raw = json.loads(line)
+    if raw["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"record of schema version {raw['schema_version']}; this version reads {SCHEMA_VERSION}")
+    raw["conditions"] = Conditions(**raw["conditions"])
+    if raw["values"] is not None:
+        if raw["kind"] == Gate.kind:
+            raw["values"]["checks"] = [Check(**check) for check in raw["values"]["checks"]]
+        raw["values"] = _KINDS[raw["kind"]](**raw["values"])
+    return Record(**raw)
+
+
+class RecordStore:
+    """The `records.jsonl` of one run folder: appended to by one process, read by any."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / "records.jsonl"
+
+    def append(self, record: Record) -> None:
+        """Add one row and flush it to disk; a row torn by an earlier kill is closed first."""
+        line = to_json(record) + "\n"
+        with self.path.open("ab+") as file:
+            if file.tell() and not self._ends_whole(file):
+                line = "\n" + line
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def __iter__(self) -> Iterator[Record]:
+        """All whole rows in the order they were written; a torn line is passed over."""
+        if not self.path.exists():
+            return
+        with self.path.open() as file:
+            for line in file:
+                try:
+                    json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                yield from_json(line)
+
+    @staticmethod
+    def _ends_whole(file: Any) -> bool:
+        file.seek(-1, os.SEEK_END)
+        return bool(file.read(1) == b"\n")

@@ -1,0 +1,149 @@
+"""The main job: from a checked config to records, and from records to the report.
+
+Three phases. Models are obtained (trained or loaded), gated and scored, several at a time; then timed, one at a time
+and in turn; then the report is drawn from the records alone. Each finished measurement is a row on disk before the next
+begins, so a job that was killed starts again with what is missing. Under torchrun the first process does all of this
+and the others only take their share of the training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from baselines.config import FamilyConfig, fit_to_size
+from harness.comparison import Comparison
+from harness.config import RunConfig
+from harness.data.tokens import TokenStore
+from harness.progress import Display
+from harness.records import Conditions, Finish
+
+
+def run(config: RunConfig) -> int:
+    """Do the whole job of one seed; exit code 0, or 1 after a failed row. ValueError for a config that cannot be."""
+    started = time.perf_counter()
+    console = Console()
+    device = resolve_device(config)
+    tokens = TokenStore.build(config.data, Path(config.output))
+    check_lengths(config, tokens)
+    check_checkpoints(config)
+    config = dataclasses.replace(config, model=sized_models(config, tokens.vocab_size))
+    if int(os.environ.get("RANK", "0")) > 0:
+        with Display(Console(quiet=True)) as display, Comparison(config, device, tokens, display) as comparison:
+            comparison.obtain_all()
+        return 0
+    with own_folder(config) as folder:
+        console.print(overview(config, tokens, device))
+        with Display(console) as display, Comparison(config, device, tokens, display) as comparison:
+            comparison.quality()
+            comparison.timing()
+            failures = comparison.failures()
+            finish(comparison, started)
+        page = report(folder, console)
+    for row in failures:
+        console.print(f"[red]{row.model}: {row.kind} {row.status}[/red] {row.message}", highlight=False)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    return 1 if failures else 0
+
+
+def resolve_device(config: RunConfig) -> str:
+    """`cpu` or `cuda`; ValueError if CUDA is asked for and not there."""
+    import torch
+
+    if config.runtime.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("runtime.device=cuda: torch finds no CUDA device here; choose cpu or auto")
+    if config.runtime.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.runtime.device
+
+
+def check_lengths(config: RunConfig, tokens: TokenStore) -> None:
+    """ValueError if no test document reaches the context that is to be measured."""
+    longest = max(len(document.ids) for document in tokens.documents("test"))
+    if config.max_length > longest:
+        key = "measure.max_length" if config.measure.max_length else "measure.max_length (8 × train.length)"
+        raise ValueError(f"{key} is {config.max_length} tokens, but the longest test document has {longest}")
+
+
+def check_checkpoints(config: RunConfig) -> None:
+    """ValueError if a named checkpoint is neither a model's folder nor a hub name of the form owner/name."""
+    for name, family in config.model.items():
+        if family.checkpoint is None or (Path(family.checkpoint) / "config.json").exists():
+            continue
+        key = f"model.{name}.checkpoint={family.checkpoint}"
+        if Path(family.checkpoint).is_dir():
+            raise ValueError(f"{key}: no config.json in that folder; give the folder that save_pretrained wrote")
+        if not re.fullmatch(r"[\w-]+/[\w.-]+", family.checkpoint):
+            raise ValueError(f"{key}: no such folder, nor a hub name of the form owner/name")
+
+
+def sized_models(config: RunConfig, vocab_size: int) -> dict[str, FamilyConfig]:
+    """Each model to be trained at the setting nearest to the budget; what is loaded stays as it is."""
+    models: dict[str, FamilyConfig] = config.model
+    return {
+        name: family if family.checkpoint else fit_to_size(name, family, config.size, vocab_size)
+        for name, family in models.items()
+    }
+
+
+@contextlib.contextmanager
+def own_folder(config: RunConfig) -> Iterator[Path]:
+    """The run folder, locked against a second job; ValueError if it is in use or another config wrote it."""
+    folder = config.run_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"folder={folder}: another job is writing there; wait for it or choose another") from None
+        identity = OmegaConf.to_yaml(config.identity(), sort_keys=True)
+        known = folder / "config.yaml"
+        if known.exists() and known.read_text() != identity:
+            raise ValueError(f"folder={folder}: another config wrote these results; choose another folder or none")
+        known.write_text(identity)
+        yield folder
+
+
+def overview(config: RunConfig, tokens: TokenStore, device: str) -> Table:
+    """What will be compared, for the terminal."""
+    train, test = tokens.documents("train"), tokens.documents("test")
+    title = (
+        f"{config.name} · seed {config.seed} · {config.data.source}: {len(train)} training and {len(test)} test"
+        f" documents · {device}, {config.runtime.dtype}, {config.runtime.threads} thread(s) a model"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in ("model", "family", "parameters", "training"):
+        table.add_column(column, justify="right" if column == "parameters" else "left")
+    recipe = config.train
+    for name, family in config.model.items():
+        count = "" if family.checkpoint else f"{family.parameters(tokens.vocab_size):,}"
+        how = f"loaded from {family.checkpoint}" if family.checkpoint else f"{recipe.tokens:,} tokens × {recipe.length}"
+        table.add_row(name, family.family, count, how)
+    return table
+
+
+def finish(comparison: Comparison, started: float) -> None:
+    """The closing row: what this run of the job cost."""
+    parts = comparison.parts
+    cpu = time.process_time() + comparison.cpu_seconds()
+    values = Finish(time.perf_counter() - started, cpu, parts)
+    comparison.store.append(comparison.record("", "", Finish.kind, values, Conditions()))
+
+
+def report(folder: Path, console: Console) -> Path:
+    """Draw the report and print its summary."""
+    from harness.report import render, terminal_summary
+
+    page = render(folder)
+    console.print(terminal_summary(folder))
+    return page

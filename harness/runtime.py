@@ -1,0 +1,39 @@
+"""Where and how models run: what a comparison must hold equal (config group `runtime`)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass
+class RuntimeConfig:
+    """Device, number format and processes.
+
+    `threads` CPU threads a model process; `workers` model processes that train, gate and score at the same time (None:
+    as many as the cores allow on a CPU, one on a GPU). Timings never overlap, whatever `workers` is.
+    """
+
+    device: str = "auto"
+    dtype: str = "float32"
+    threads: int = 1
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ValueError(f"runtime.device is {self.device!r}: choose one of {', '.join(DEVICES)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"runtime.dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
+        if self.threads < 1:
+            raise ValueError(f"runtime.threads is {self.threads}: must be at least 1")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"runtime.workers is {self.workers}: must be at least 1")
+
+    def concurrency(self, device: str) -> int:
+        """Model processes that may work at the same time on `device`."""
+        if self.workers is not None:
+            return self.workers
+        return 1 if device == "cuda" else max(1, len(os.sched_getaffinity(0)) // self.threads)

@@ -1,0 +1,198 @@
+"""What a worker process can be asked to do with its one model; every method is a task of the main job.
+
+A session lives in a process of its own, so that an out-of-memory, a NaN or a crash costs one row, not the comparison.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from baselines.interface import SequenceModel
+from baselines.registry import find
+from harness.data.batches import Batches
+from harness.data.ngram import NGram
+from harness.data.tokenizer import byte_tokenizer
+from harness.data.tokens import TokenStore
+from harness.gate import run_gate
+from harness.jobs import Job, Shape
+from harness.measure.clock import clock_for
+from harness.measure.position import Score, position_curve
+from harness.measure.scenarios import DecodeScenario, PrefillScenario, Scenario, TrainStepScenario
+from harness.records import Gate, Loaded, PositionCurve, Training, Values
+from harness.train.checkpoint import finished_training, save_checkpoint
+from harness.train.loop import Trainer
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Session(ABC):
+    """What every worker answers."""
+
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self.job, self.config, self.progress = job, job.config, progress
+        self.tokens = TokenStore.open(job.tokens_folder)
+
+    @abstractmethod
+    def score(self) -> Score:
+        """The function that scores token ids."""
+
+    def train_length(self) -> int | None:
+        """Tokens of the sequences that the model was trained on, where that is known."""
+        return None
+
+    def position(self) -> PositionCurve:
+        """The position curve over the test documents."""
+        documents = self.tokens.documents("test")[: self.config.measure.documents]
+        return position_curve(
+            self.score(),
+            documents,
+            self.config.max_length,
+            self.train_length(),
+            self.job.folder / "nll.parquet",
+            self.config.run_folder,
+            lambda done, total: self.progress({"done": done, "total": total}),
+        )
+
+    def cpu_seconds(self) -> float:
+        """CPU time that this process has used."""
+        return time.process_time()
+
+
+class FloorSession(Session):
+    """An interpolated n-gram: what any language model must beat."""
+
+    def score(self) -> Score:
+        """Fit the n-gram of the order that its name ends with on the training documents."""
+        order = int(self.job.name.split("-")[0])
+        documents = (document.ids for document in self.tokens.documents("train"))
+        return NGram.fit(documents, order, self.tokens.vocab_size).score
+
+
+class ModelSession(Session):
+    """A language model: obtained once, then gated, scored and timed."""
+
+    baseline: SequenceModel
+
+    def __init__(self, job: Job, progress: Progress) -> None:
+        super().__init__(job, progress)
+        assert job.family is not None
+        self.family = job.family
+        self.scenarios: dict[Shape, Scenario] = {}
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the finished model."""
+        return self.job.folder / "checkpoint"
+
+    def obtain(self) -> Values:
+        """Load the model where a checkpoint is named or its training is finished; else train it (on)."""
+        model_class = find(self.family.family)
+        if self.family.checkpoint:
+            self._take(model_class.load(self.family))
+            if self.baseline.vocab_size != self.tokens.vocab_size:
+                raise ValueError(
+                    f"its vocabulary has {self.baseline.vocab_size} tokens, the corpus' {self.tokens.vocab_size}"
+                )
+            return Loaded(self.baseline.model.num_parameters(), str(self.family.checkpoint))
+        finished = finished_training(self.checkpoint)
+        if finished is None:
+            finished = self._train(model_class)
+        self._take(model_class.load(dataclasses.replace(self.family, checkpoint=str(self.checkpoint))))
+        return finished
+
+    def train_length(self) -> int | None:
+        """The recipe's length, or what a loaded checkpoint of ours says."""
+        training = finished_training(Path(self.family.checkpoint or self.checkpoint))
+        return training.train_length if training else None
+
+    def _train(self, model_class: type[SequenceModel]) -> Training:
+        accelerator = self._accelerator()
+        torch.manual_seed(self.config.seed)
+        baseline = model_class.build(self.family, self.tokens.vocab_size)
+        documents = self.tokens.documents("train")
+        recipe = self.config.train
+        batches = Batches(documents, recipe.length, recipe.batch_size, self.config.seed)
+        trainer = Trainer(baseline, batches, recipe, self.job.folder / "resume.pt", accelerator, self.progress)
+        training = trainer.run()
+        training.checkpoint = str(self.checkpoint.relative_to(self.config.run_folder))
+        if accelerator.is_main_process:
+            save_checkpoint(self.checkpoint, lambda folder: self._save(baseline, folder), training)
+            (self.job.folder / "resume.pt").unlink(missing_ok=True)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return training
+
+    def _accelerator(self) -> Accelerator:
+        if "WORLD_SIZE" in os.environ:  # under torchrun every model's group of workers needs a store of its own
+            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1 + self.job.index)
+        precision = "bf16" if self.config.runtime.dtype == "bfloat16" else "no"
+        return Accelerator(cpu=self.job.device == "cpu", mixed_precision=precision)
+
+    @staticmethod
+    def _save(baseline: SequenceModel, folder: Path) -> None:
+        baseline.save(folder)
+        byte_tokenizer().save_pretrained(folder)
+
+    def _take(self, baseline: SequenceModel) -> None:
+        baseline.model.to(device=self.job.device).eval()
+        self.baseline = baseline
+
+    @cached_property
+    def measured(self) -> SequenceModel:
+        """The model in the number format of the measurements."""
+        dtype = getattr(torch, self.config.runtime.dtype)
+        if dtype == torch.float32:
+            return self.baseline
+        return type(self.baseline)(copy.deepcopy(self.baseline.model).to(dtype))
+
+    def gate(self) -> Gate:
+        """Every check, on the float32 weights."""
+        return run_gate(self.baseline)
+
+    def score(self) -> Score:
+        """Nats of each token by the model."""
+
+        def score(ids: np.ndarray) -> np.ndarray:
+            rows = torch.from_numpy(ids.astype(np.int64))[None].to(self.job.device)
+            return self.measured.score(rows)[0].float().cpu().numpy()
+
+        return score
+
+    def kernel_path(self) -> str:
+        """The implementation that the measurements run on."""
+        return self.measured.kernel_path
+
+    def warm(self, shape: Shape) -> None:
+        """Prepare and warm a scenario."""
+        self.scenarios[shape] = self._scenario(shape)
+        self.scenarios[shape].warm()
+
+    def _scenario(self, shape: Shape) -> Scenario:
+        measure, device = self.config.measure, self.job.device
+        if shape.kind == "prefill":
+            return PrefillScenario(self.measured, device, measure.prefill_batch, shape.length)
+        if shape.kind == "decode":
+            return DecodeScenario(self.measured, device, measure.decode_batch, shape.length, measure.decode_tokens)
+        autocast = self.config.runtime.dtype == "bfloat16"
+        return TrainStepScenario(self.baseline, device, self.config.train, autocast)
+
+    def turn(self, shape: Shape) -> list[float]:
+        """Seconds of one turn of a warmed scenario."""
+        return self.scenarios[shape].take_turn(clock_for(self.job.device))
+
+    def values(self, shape: Shape) -> Values:
+        """All that was measured of a scenario, which is then let go."""
+        return self.scenarios.pop(shape).values()

@@ -1,0 +1,149 @@
+"""The training loop, the same for every family.
+
+The batch of a step depends on the seed and the step alone, the learning rate on the step alone; so weights, optimiser
+state and step number are all that a resumed run needs to continue to the same bits (on a CPU at a fixed thread
+count). Nothing is read back from the device between two log intervals. Accelerate brings the loop to one CPU, one GPU
+or the processes that torchrun starts; each of those takes its share of every batch's rows.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from baselines.interface import SequenceModel
+from harness.data.batches import Batches
+from harness.records import Training
+from harness.train.checkpoint import load_resume, save_resume
+from harness.train.config import TrainConfig
+from harness.train.schedule import learning_rate
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class NonFiniteLoss(ArithmeticError):
+    """Training met a loss or gradient that is not a number."""
+
+
+def loss_of(model: nn.Module, windows: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of `windows` [B, L + 1]: float32 log-softmax of tokens 1 … L given those before."""
+    logits = model(windows[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices alone, not on norms, biases and what a family exempts (`_no_weight_decay`)."""
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        plain = parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False)
+        (exempt if plain else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+class Trainer:
+    """Trains one model; `run` may be called anew after any interruption and continues from the last resume state."""
+
+    def __init__(
+        self,
+        baseline: SequenceModel,
+        batches: Batches,
+        config: TrainConfig,
+        resume_path: Path,
+        accelerator: Accelerator,
+        progress: Progress,
+    ) -> None:
+        if config.batch_size % accelerator.num_processes:
+            raise ValueError(
+                f"train.batch_size={config.batch_size} cannot be shared by {accelerator.num_processes} processes"
+            )
+        self.baseline, self.batches, self.config = baseline, batches, config
+        self.resume_path, self.accelerator, self.progress = resume_path, accelerator, progress
+        self.optimizer = make_optimizer(baseline.model, config)
+        self.model, self.optimizer = accelerator.prepare(baseline.model, self.optimizer)
+        self.step = 0
+        self.loss: list[float] = []
+        self.tokens_seen: list[int] = []
+        self.wall_seconds, self.cpu_seconds = 0.0, 0.0
+
+    def run(self) -> Training:
+        """Train to the end of the budget; NonFiniteLoss if the loss leaves the numbers."""
+        self._restore()
+        self.model.train()
+        wall, cpu = time.perf_counter(), time.process_time()
+        last_save, running = wall, torch.zeros((), device=self.accelerator.device)
+        for step in range(self.step, self.config.steps):
+            running += self._update(step)
+            self.step = step + 1
+            if self.step % self.config.log_every and self.step < self.config.steps:
+                continue
+            self._log(running)
+            running.zero_()
+            now = time.perf_counter()
+            self.wall_seconds, wall = self.wall_seconds + now - wall, now
+            self.cpu_seconds, cpu = self.cpu_seconds + time.process_time() - cpu, time.process_time()
+            if now - last_save > self.config.checkpoint_seconds:
+                self._keep()
+                last_save = now
+        self.baseline.model.eval()
+        return self._summary()
+
+    def _update(self, step: int) -> Tensor:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        windows = torch.from_numpy(self.batches.batch(step)[rank::world]).to(self.accelerator.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.config)
+        with self.accelerator.autocast():
+            loss = loss_of(self.model, windows)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def _log(self, running: Tensor) -> None:
+        steps = self.step - (self.tokens_seen[-1] // self.config.tokens_per_step if self.tokens_seen else 0)
+        mean = float(self.accelerator.reduce(running, "mean")) / steps
+        self.loss.append(mean)
+        self.tokens_seen.append(self.step * self.config.tokens_per_step)
+        if not math.isfinite(mean):
+            raise NonFiniteLoss(f"the loss became {mean} within {self.tokens_seen[-1]:,} tokens")
+        total = self.config.steps * self.config.tokens_per_step
+        self.progress({"done": self.tokens_seen[-1], "total": total, "loss": mean})
+
+    def _keep(self) -> None:
+        if self.accelerator.is_main_process:
+            names = ("step", "loss", "tokens_seen", "wall_seconds", "cpu_seconds")
+            state = {name: getattr(self, name) for name in names}
+            model = self.accelerator.unwrap_model(self.model).state_dict()
+            save_resume(self.resume_path, state | {"model": model, "optimizer": self.optimizer.state_dict()})
+
+    def _restore(self) -> None:
+        state = load_resume(self.resume_path)
+        if state is not None:
+            self.accelerator.unwrap_model(self.model).load_state_dict(state.pop("model"))
+            self.optimizer.load_state_dict(state.pop("optimizer"))
+            for name, value in state.items():
+                setattr(self, name, value)
+
+    def _summary(self) -> Training:
+        return Training(
+            parameters=sum(p.numel() for p in self.baseline.model.parameters()),
+            tokens=self.step * self.config.tokens_per_step,
+            steps=self.step,
+            train_length=self.config.length,
+            tokens_seen=self.tokens_seen,
+            loss=self.loss,
+            wall_seconds=self.wall_seconds,
+            cpu_seconds=self.cpu_seconds,
+            checkpoint="",
+        )

@@ -1,0 +1,152 @@
+"""What every shipped model must do, asked of each YAML in conf/model; a new baseline is asked by being there."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM
+
+from baselines.config import FamilyConfig, SizeConfig, fit_to_size
+from baselines.interface import SequenceModel
+from baselines.registry import families, find
+from harness.config_errors import CONF
+from harness.gate import run_gate
+
+MODELS = sorted((CONF / "model").glob("*.yaml"))
+TINY = SizeConfig(parameters=60_000, tolerance=0.05, hidden_size=32, num_layers=2, head_dim=16)
+VOCAB = 256
+
+
+def family_config(path: Path) -> FamilyConfig:
+    """The config of a model's YAML, its sizes still open."""
+    (options,) = OmegaConf.load(path).values()
+    typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(find(options.family).Config), options))
+    assert isinstance(typed, FamilyConfig)
+    return typed
+
+
+@pytest.fixture(params=MODELS, ids=lambda path: path.stem, scope="module")
+def sized(request: pytest.FixtureRequest) -> FamilyConfig:
+    """The config at the tiny budget."""
+    return fit_to_size(request.param.stem, family_config(request.param), TINY, VOCAB)
+
+
+@pytest.fixture
+def baseline(sized: FamilyConfig) -> SequenceModel:
+    """A freshly built tiny model whose every parameter is off its initial value, so that none can hide."""
+    torch.manual_seed(0)
+    made = find(sized.family).build(sized, VOCAB)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    made.model.eval()
+    return made
+
+
+def test_every_family_has_a_yaml() -> None:
+    assert {family_config(path).family for path in MODELS} == set(families())
+
+
+def test_the_parameter_formula_counts_what_is_built(sized: FamilyConfig, baseline: SequenceModel) -> None:
+    assert sized.parameters(VOCAB) == sum(p.numel() for p in baseline.model.parameters())
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "size",
+    [
+        TINY,
+        SizeConfig(),
+        SizeConfig(parameters=10_000_000, hidden_size=320, num_layers=8, head_dim=64),
+        SizeConfig(parameters=125_000_000, hidden_size=768, num_layers=12, head_dim=64),
+    ],
+    ids=lambda size: f"{size.parameters:.0e}",
+)
+def test_every_model_meets_the_budget(path: Path, size: SizeConfig) -> None:
+    found = fit_to_size(path.stem, family_config(path), size, VOCAB).parameters(VOCAB)
+    assert abs(found / size.parameters - 1) <= size.tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gate(baseline: SequenceModel, dtype: torch.dtype) -> None:
+    baseline.model.to(dtype)
+    failed = [check for check in run_gate(baseline).checks if not check.passed]
+    assert not failed
+
+
+def test_gradients_reach_every_parameter(baseline: SequenceModel) -> None:
+    ids = torch.randint(VOCAB, (2, 37))
+    baseline.model.train()
+    logits = baseline.model(ids, use_cache=False).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
+    missing = [name for name, p in baseline.model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not missing
+
+
+def test_a_saved_model_is_the_same_in_transformers_hands(baseline: SequenceModel, tmp_path: Path) -> None:
+    baseline.save(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.randint(VOCAB, (1, 20))
+    with torch.no_grad():
+        difference = loaded(ids, use_cache=False).logits - baseline.forward(ids)
+    assert float(difference.abs().max()) <= 1e-5
+    greedy = loaded.generate(ids, max_new_tokens=3, do_sample=False)
+    assert greedy.shape == (1, 23)
+
+
+def test_generate_continues_as_forward_would(baseline: SequenceModel) -> None:
+    ids = torch.randint(VOCAB, (2, 19))
+    found = baseline.model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    for _ in range(20):
+        ids = torch.cat([ids, baseline.forward(ids)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(found, ids)
+
+
+def test_score_is_bounded_pieces_of_one_pass(baseline: SequenceModel) -> None:
+    ids = torch.randint(VOCAB, (2, 50))
+    assert torch.allclose(baseline.score(ids, segment=7), baseline.score(ids, segment=1000), atol=1e-4)
+    assert baseline.score(ids).shape == (2, 49)
+
+
+def test_state_bytes_grow_as_attention_or_not_at_all(baseline: SequenceModel) -> None:
+    with torch.inference_mode():
+        sizes = [baseline.state_bytes(baseline.prefill(torch.randint(VOCAB, (1, n)))[1]) for n in (32, 64, 128)]
+    assert sizes[0] > 0
+    assert sizes[2] - sizes[1] == 2 * (sizes[1] - sizes[0])
+
+
+def test_flops_are_positive_and_grow(baseline: SequenceModel) -> None:
+    prefill = [baseline.flops(n, "prefill") for n in (16, 32, 64)]
+    assert 0 < prefill[0] < prefill[1] / 1.9 < prefill[2] / 3.8
+    assert baseline.flops(64, "train") >= 2.5 * prefill[2]
+    assert 0 < baseline.flops(64, "step") < prefill[0]
+
+
+def test_runs_in_bfloat16(baseline: SequenceModel) -> None:
+    ids = torch.randint(VOCAB, (1, 40))
+    wanted = baseline.forward(ids)
+    low = copy.deepcopy(baseline.model).to(torch.bfloat16)
+    with torch.no_grad():
+        found = low(ids, use_cache=False).logits.float()
+    assert found.isfinite().all()
+    assert float((found - wanted).abs().mean()) < 0.1 * float(wanted.std())
+    assert baseline.kernel_path
+
+
+def test_overfits_64_tokens(sized: FamilyConfig) -> None:
+    torch.manual_seed(1)
+    model = find(sized.family).build(sized, VOCAB).model.train()
+    ids = torch.randint(VOCAB, (1, 65))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(60):
+        logits = model(ids[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[0], ids[0, 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.5

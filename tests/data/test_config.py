@@ -1,0 +1,54 @@
+"""The data config refuses what cannot work in one line, and its YAML files say all of its keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import conf
+from harness.data.config import SOURCES, DataConfig
+
+YAML_FILES = sorted((Path(conf.__path__[0]) / "data").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"source": "books"}, ["data.source", "'books'", "sotu, stdlib, folder, jsonl"]),
+        ({"source": "folder"}, ["data.path", "data.source=folder"]),
+        ({"source": "jsonl"}, ["data.path", ".jsonl"]),
+        ({"source": "sotu", "path": "x"}, ["data.path", "'x'", "folder or jsonl"]),
+        ({"source": "stdlib", "path": "x"}, ["data.path", "'x'", "folder or jsonl"]),
+        ({"source": "jsonl", "path": "x.json"}, ["data.path", "'x.json'", ".jsonl.gz"]),
+        ({"source": "folder", "path": "x", "pattern": ""}, ["data.pattern", "''"]),
+        ({"source": "folder", "path": "x", "pattern": "/x/*.txt"}, ["data.pattern", "'/x/*.txt'", "relative"]),
+        ({"source": "jsonl", "path": "x.jsonl", "field": ""}, ["data.field"]),
+        ({"source": "sotu", "test_fraction": 0.0}, ["data.test_fraction", "0.0", "between 0 and 1"]),
+        ({"source": "sotu", "test_fraction": 1.0}, ["data.test_fraction", "1.0", "between 0 and 1"]),
+        ({"source": "sotu", "min_bytes": -1}, ["data.min_bytes", "-1"]),
+    ],
+)
+def test_impossible_settings_end_in_one_line_that_names_the_key(keys: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        DataConfig(**keys)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in named:
+        assert part in message
+
+
+def test_every_source_has_a_yaml_file() -> None:
+    assert {path.stem for path in YAML_FILES} == set(SOURCES)
+
+
+@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.stem)
+def test_yaml_states_every_key_and_its_default(path: Path) -> None:
+    values = yaml.safe_load(path.read_text())
+    assert path.read_text().startswith("# ")
+    assert values["source"] == path.stem
+    given = {"path": "x.jsonl"} if path.stem in ("folder", "jsonl") else {}
+    assert values | given == dataclasses.asdict(DataConfig(source=path.stem, **given))

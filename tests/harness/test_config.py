@@ -1,0 +1,92 @@
+"""Every shipped config composes, says all its keys, and runs in smoke size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from baselines.config import SizeConfig
+from baselines.registry import find
+from harness.config import RunConfig, register_schema, to_run_config
+from harness.config_errors import CONF
+from harness.data.config import DataConfig
+from harness.measure.config import MeasureConfig
+from harness.run import run
+from harness.runtime import RuntimeConfig
+from harness.train.config import TrainConfig
+
+SCHEMAS = {
+    "size": SizeConfig, "data": DataConfig, "train": TrainConfig, "measure": MeasureConfig, "runtime": RuntimeConfig,
+}  # fmt: skip
+OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml"))]
+
+
+def composed(overrides: list[str]) -> RunConfig:
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides)
+    OmegaConf.resolve(config)
+    return to_run_config(config)
+
+
+def paths_for(option: str, folder: Path) -> list[str]:
+    """What an option cannot do without."""
+    text = "one two three four five six seven eight nine ten " * 8
+    if option == "data=folder":
+        for i in range(20):
+            (folder / f"{i}.txt").write_text(f"{i} {text}")
+        return [f"data.path={folder}", "data.test_fraction=0.3"]
+    if option == "data=jsonl":
+        (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": f"{i} {text}"}) for i in range(20)))
+        return [f"data.path={folder / 'a.jsonl'}", "data.test_fraction=0.3"]
+    return []
+
+
+def listed(option: str) -> str:
+    return f"model=[{option.removeprefix('model=')}]" if option.startswith("model=") else option
+
+
+@pytest.mark.parametrize("group", SCHEMAS)
+def test_the_first_yaml_of_a_group_lists_every_key(group: str) -> None:
+    keys = {field.name for field in dataclasses.fields(SCHEMAS[group])}
+    for path in (CONF / group).glob("*.yaml"):
+        raw: Any = OmegaConf.to_container(OmegaConf.load(path))
+        assert set(raw) - {"defaults"} <= keys
+        if "defaults" not in raw:
+            assert set(raw) == keys, f"{path} leaves out {keys - set(raw)}"
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "model").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_model_yaml_lists_every_option_of_its_family(path: Path) -> None:
+    raw: Any = OmegaConf.to_container(OmegaConf.load(path))
+    ((name, options),) = raw.items()
+    assert name == path.stem
+    assert set(options) == {field.name for field in dataclasses.fields(find(options["family"]).Config)}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes(option: str, tmp_path: Path) -> None:
+    composed([listed(option), *paths_for(option, tmp_path)])
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o != "runtime=gpu"])
+def test_every_option_runs_in_smoke_size(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = [] if option.startswith(("model=", "experiment=")) else ["model=[transformer]"]
+    config = composed([*models, "debug=smoke", listed(option), *paths_for(option, tmp_path)])
+    assert run(config) == 0
+    assert (config.run_folder / "report" / "report.html").exists()
+
+
+def test_the_hash_leaves_out_the_seed_and_the_place(tmp_path: Path) -> None:
+    base = composed([])
+    assert composed(["seed=3", "output=elsewhere", "runtime.workers=1"]).hash == base.hash
+    assert composed(["train.tokens=500000"]).hash != base.hash
+    assert composed(["model.transformer.rope_theta=5000"]).hash != base.hash
+    assert composed(["output=elsewhere"]).run_folder == Path("elsewhere/runs") / f"quickstart-{base.hash}"
