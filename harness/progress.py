@@ -30,6 +30,7 @@ class Display:
             TimeRemainingColumn(),
             console=console,
             disable=not self.live,
+            refresh_per_second=4,
         )
         self.tasks: dict[str, TaskID] = {}
         self.stages: dict[str, tuple[str, float, float]] = {}
@@ -47,9 +48,9 @@ class Display:
     def stage(self, name: str, stage: str) -> None:
         """Model `name` begins `stage`."""
         self.stages[name] = (stage, time.monotonic(), 0.0)
-        if name in self.tasks:
-            self.bars.remove_task(self.tasks[name])
-        self.tasks[name] = self.bars.add_task(stage, total=None, name=name, rate="", loss="")
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(stage, total=None, name=name, rate="", loss="")
+        self.bars.reset(self.tasks[name], total=None, description=stage, rate="", loss="")
         self.spoken[name] = time.monotonic()
 
     def advance(self, name: str, done: float, total: float, loss: float | None = None, unit: str = "tok") -> None:

@@ -147,7 +147,7 @@ class ModelSession(Session):
         byte_tokenizer().save_pretrained(folder)
 
     def _take(self, baseline: SequenceModel) -> None:
-        baseline.model.to(device=self.job.device).eval()
+        torch.nn.Module.to(baseline.model, self.job.device).eval()
         self.baseline = baseline
 
     @cached_property

@@ -17,3 +17,8 @@ def commands() -> list[str]:
     """Every line of every shell block."""
     blocks = re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def python_blocks() -> list[str]:
+    """Every block of Python."""
+    return re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)

@@ -23,7 +23,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     clip_norm: float = 1.0
-    log_every: int = 20
+    log_every: int = 5
     checkpoint_seconds: float = 20.0
 
     def __post_init__(self) -> None:

@@ -166,3 +166,16 @@ def test_a_folder_in_use_or_of_another_config_is_refused(small: RunConfig) -> No
     other = dataclasses.replace(small, folder=str(small.run_folder), name="other")
     with pytest.raises(ValueError, match="another config wrote these results"), own_folder(other):
         pass
+
+
+@pytest.mark.usefixtures("at_workplace")
+def test_two_processes_train_as_one(small: RunConfig, tmp_path: Path) -> None:
+    """Under torchrun each process takes half of every batch; the mean loss differs by rounding alone (1e-5)."""
+    losses = []
+    for place, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
+        python, *rest = command(small, str(tmp_path / place), "measure.timing=false", "train.batch_size=4")
+        subprocess.run([python, *launcher, *rest], check=True, capture_output=True)
+        (folder,) = (tmp_path / place).glob("runs/*")
+        (training,) = [row for row in RecordStore(folder) if row.kind == Training.kind]
+        losses.append(training.values.loss)  # type: ignore[union-attr]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)

@@ -1,0 +1,90 @@
+"""The README's commands and code, run as a reader would type them, in smoke size."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.cli import main
+from tests import readme
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE_RUN = "results/runs/quickstart-1a2b3c4d"
+HARNESS = [line for line in readme.commands() if line.startswith("python -m harness ")]
+
+
+@pytest.fixture(scope="module")
+def place(workplace: Path) -> Path:
+    """The reader's folder: the README's files, texts, and a finished smoke run of the quickstart."""
+    (workplace / "texts").mkdir()
+    text = "We the people of the United States, in order to form a more perfect union. " * 10
+    for i in range(20):
+        (workplace / "texts" / f"{i}.txt").write_text(f"{i} {text}")
+    (workplace / "texts.jsonl").write_text("".join(f'{{"text": "{i} {text}"}}\n' for i in range(20)))
+    arguments = [sys.executable, "-m", "harness", "debug=smoke", "measure.timing=false", "name=quickstart"]
+    subprocess.run(arguments, cwd=workplace, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=True)
+    return workplace
+
+
+def example_run(place: Path) -> Path:
+    (folder,) = (place / "results" / "runs").glob("quickstart-*")
+    return folder
+
+
+def at_home(text: str, place: Path) -> str:
+    """A command or code of the README with the folders that this run has."""
+    run = example_run(place).relative_to(place)
+    checkpoints = {"A": run / "seed0/transformer/checkpoint", "B": run / "seed0/mamba/checkpoint"}
+    text = text.replace(EXAMPLE_RUN, str(run))
+    return re.sub(r"checkpoint=([AB])\b", lambda m: f"checkpoint={checkpoints[m[1]]}", text)
+
+
+@pytest.mark.parametrize("command", HARNESS)
+def test_a_command(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    arguments = shlex.split(at_home(command, place))[3:]
+    smoke = ["debug=smoke", "train.tokens=2048", "measure.timing=false", "output=elsewhere", "data.test_fraction=0.3"]
+    monkeypatch.setattr(sys, "argv", ["harness", *arguments, *([] if "--help" in arguments else smoke)])
+    if "--help" in arguments:
+        main()
+        return
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+
+
+def test_the_report_command(place: Path) -> None:
+    (command,) = [line for line in readme.commands() if line.startswith("python -m harness.report ")]
+    arguments = [sys.executable, *shlex.split(at_home(command, place))[1:]]
+    page = example_run(place) / "report" / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    subprocess.run(arguments, cwd=place, env={"PYTHONPATH": str(ROOT)}, check=True)
+    assert page.read_bytes() == before
+
+
+def test_the_code_that_loads_a_checkpoint(place: Path) -> None:
+    (code,) = [block for block in readme.python_blocks() if "from_pretrained" in block and "class" not in block]
+    code = at_home(code, place).replace("max_new_tokens=100", "max_new_tokens=5")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=True
+    )
+    assert done.stdout.startswith(b"The State of the Union is")
+
+
+def test_the_two_commands_are_the_makefile_s() -> None:
+    for target, part in (("compare", "python -m harness"), ("test", "python -m pytest")):
+        assert f"make {target}" in readme.commands()
+        shown = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert part in shown
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_link_of_the_readme_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", readme.TEXT):
+        assert (ROOT / target).exists(), target
