@@ -56,7 +56,7 @@ class SequenceModel(ABC):
     @property
     @abstractmethod
     def kernel_path(self) -> str:
-        """Which implementation runs: reference, dual, sdpa, torch-scan, fused-cuda …; recorded in every row."""
+        """Which implementation the last call ran on: sdpa, torch-scan, scan, step …; recorded in every row."""
 
     @abstractmethod
     def flops(self, length: int, mode: Mode) -> int:
@@ -84,7 +84,7 @@ class SequenceModel(ABC):
         """Negative log-likelihood in nats [B, L - 1] of tokens 1 … L - 1, each given all tokens before it.
 
         The rows run through the model `segment` tokens at a time and carry the state between, so memory stays
-        bounded by the state and one segment of logits at any length. Log-softmax in float32 (float64 for a float64 model).
+        bounded by the state and one segment of logits at any length. Log-softmax in float32, or the model's float64.
         """
         length = input_ids.shape[1]
         size = segment if self.continues else length

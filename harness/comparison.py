@@ -43,7 +43,6 @@ class Comparison:
         self.provenance = provenance(config.hash, tokens.hash, config.seed)
         self.parts: dict[str, float] = {}
         self.workers: dict[str, Worker] = {}
-        self.kernel_paths: dict[str, str] = {}
         self.context = server_context()
         floors = [f"{order}-gram" for order in config.measure.ngrams]
         self.jobs = {
@@ -80,7 +79,6 @@ class Comparison:
             waiting = {shape: self._to_time(shape) for shape in self._shapes()}
             names = sorted({name for group in waiting.values() for name in group}, key=list(self.jobs).index)
             self._run({name: ["obtain"] for name in names if name not in self.workers}, keep_records=False)
-            self.kernel_paths = {name: self.workers[name].call("kernel_path").value for name in names}
             self.display.stage("timing", "warm-up")
             for shape, group in waiting.items():
                 waiting[shape] = [name for name in group if self._warm(name, shape)]
@@ -216,8 +214,10 @@ class Comparison:
         return False
 
     def _conditions(self, name: str, load: float | None = None) -> Conditions:
-        runtime = self.config.runtime
-        path = self.kernel_paths.get(name, "")
+        """What the model's last task ran under."""
+        runtime, path = self.config.runtime, ""
+        if name in self.workers:
+            path = self.workers[name].call("kernel_path").value or ""
         return Conditions(self.device, runtime.dtype, runtime.threads, kernel_path=path, load_average=load)
 
     def _good(self, kind: str, name: str, length: int = 0) -> bool:

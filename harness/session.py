@@ -65,6 +65,10 @@ class Session(ABC):
             lambda done, total: self.progress({"done": done, "total": total}),
         )
 
+    @abstractmethod
+    def kernel_path(self) -> str:
+        """The implementation that the last task ran on."""
+
     def cpu_seconds(self) -> float:
         """CPU time that this process has used."""
         return time.process_time()
@@ -78,6 +82,11 @@ class FloorSession(Session):
         order = int(self.job.name.split("-")[0])
         documents = (document.ids for document in self.tokens.documents("train"))
         return NGram.fit(documents, order, self.tokens.vocab_size).score
+
+
+    def kernel_path(self) -> str:
+        """Counting in NumPy."""
+        return "numpy"
 
 
 class ModelSession(Session):
@@ -172,8 +181,8 @@ class ModelSession(Session):
         return score
 
     def kernel_path(self) -> str:
-        """The implementation that the measurements run on."""
-        return self.measured.kernel_path
+        """The implementation that the last forward ran on."""
+        return self.measured.kernel_path if "measured" in vars(self) else self.baseline.kernel_path
 
     def warm(self, shape: Shape) -> None:
         """Prepare and warm a scenario."""

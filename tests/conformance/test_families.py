@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -121,14 +122,15 @@ def test_state_bytes_grow_as_attention_or_not_at_all(baseline: SequenceModel) ->
 
 def test_flops_are_positive_and_grow(baseline: SequenceModel) -> None:
     prefill = [baseline.flops(n, "prefill") for n in (16, 32, 64)]
-    assert 0 < prefill[0] < prefill[1] / 1.9 < prefill[2] / 3.8
+    assert prefill[0] > 0
+    assert all(1.5 < longer / shorter < 3 for shorter, longer in pairwise(prefill))
     assert baseline.flops(64, "train") >= 2.5 * prefill[2]
     assert 0 < baseline.flops(64, "step") < prefill[0]
 
 
 def test_runs_in_bfloat16(baseline: SequenceModel) -> None:
     ids = torch.randint(VOCAB, (1, 40))
-    wanted = baseline.forward(ids)
+    wanted = baseline.forward(ids).detach()
     low = copy.deepcopy(baseline.model).to(torch.bfloat16)
     with torch.no_grad():
         found = low(ids, use_cache=False).logits.float()

@@ -1,0 +1,165 @@
+"""transformers' Mamba with a mixer that trains quickly on a CPU and continues from any state exactly.
+
+Parameters, config and checkpoints are those of transformers' `MambaForCausalLM` (model_type "mamba"): what one
+saves, the other loads. Different are the scan (transformers' backward is quadratic in the length, see
+`_selective_scan`), the meaning of a state (transformers' scan forgets it when more than one token follows), and
+float64, which stays float64. The mixer works time first, as the scan does; the cache keeps transformers' layouts,
+[B, D, K] and [B, D, N], so `generate`, beam search included, works on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import MambaConfig
+from transformers.cache_utils import Cache
+from transformers.models.mamba import modeling_mamba
+from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput
+
+from baselines._causal_conv import causal_conv
+from baselines._mamba_kernels import kernels_for
+from baselines._precision import at_least_float32, widen_norms
+from baselines._selective_scan import selective_scan, selective_step
+
+
+class MambaForCausalLM(transformers.MambaForCausalLM):
+    """transformers' model with the mixers of this module; named alike, because it is its config's `architectures`."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__(config)
+        widen_norms(self, modeling_mamba.MambaRMSNorm)
+        for block in self.backbone.layers:
+            block.__class__ = MambaBlock
+            block.mixer.__class__ = MambaMixer
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_params: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> MambaCausalLMOutput:
+        """Logits [B, L, V] of `input_ids` [B, L], or of its last `logits_to_keep` tokens, with the cache after them."""
+        out = self.backbone(
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            cache_params=cache_params,
+            use_cache=use_cache,
+            attention_mask=attention_mask,
+            output_hidden_states=kwargs.get("output_hidden_states"),
+            return_dict=True,
+        )
+        hidden = out.last_hidden_state[:, -logits_to_keep:].to(self.lm_head.weight.dtype)
+        logits = at_least_float32(self.lm_head(hidden))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MambaCausalLMOutput(
+            loss=loss, logits=logits, cache_params=out.cache_params, hidden_states=out.hidden_states
+        )
+
+
+class MambaBlock(modeling_mamba.MambaBlock):
+    """Norm, mixer and a residual stream of at least float32 where the config asks for it."""
+
+    def forward(
+        self, hidden_states: Tensor, cache_params: Cache | None = None, attention_mask: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        """[B, L, H] -> [B, L, H]."""
+        residual = at_least_float32(hidden_states) if self.residual_in_fp32 else hidden_states
+        mixed = self.norm(hidden_states.to(self.norm.weight.dtype))
+        return residual + self.mixer(mixed, cache_params=cache_params, attention_mask=attention_mask)
+
+
+class MambaMixer(modeling_mamba.MambaMixer):
+    """The selective state space layer (arXiv 2312.00752, figure 3): convolution, selection, scan, gate."""
+
+    def forward(
+        self, hidden_states: Tensor, cache_params: Cache | None = None, attention_mask: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        """[B, L, H] -> [B, L, H], going on from this layer's state in `cache_params` and leaving the new one there.
+
+        `attention_mask` [B, L] is zero where a row is padded on its left. No gradient flows through the cache.
+        """
+        layer: Any = None if cache_params is None else cache_params.layers[self.layer_idx]
+        continues = layer is not None and layer.has_previous_state[0]
+        hidden = hidden_states.transpose(0, 1).contiguous()
+        if continues and len(hidden) == 1 and not torch.is_grad_enabled():
+            return self._step(hidden[0], layer.conv_states[0], layer.recurrent_states[0]).unsqueeze(1)
+        mask = None if attention_mask is None else attention_mask[:, -len(hidden) :].t().unsqueeze(-1).to(hidden.dtype)
+        x, z = self.in_proj(hidden if mask is None else hidden * mask).chunk(2, dim=-1)
+        past = x.new_zeros(self.conv_kernel_size - 1, *x.shape[1:])
+        if continues:
+            past = layer.conv_states[0][..., 1:].permute(2, 0, 1).to(x.dtype)
+        window = torch.cat([past, x])
+        x = self._convolve(window)
+        y, state = self._scan(x if mask is None else x * mask, z, layer.recurrent_states[0] if continues else None)
+        if layer is not None:
+            layer.update_conv_state(window[-self.conv_kernel_size :].permute(1, 2, 0).detach())
+            layer.update_recurrent_state(state.detach())
+        return self.out_proj(y.to(hidden.dtype)).transpose(0, 1)
+
+    def _step(self, hidden: Tensor, conv_state: Tensor, state: Tensor) -> Tensor:
+        """One token [B, H] -> [B, H]; moves `conv_state` [B, D, K] and `state` [B, D, N] on in place."""
+        x, z = self.in_proj(hidden).chunk(2, dim=-1)
+        conv_state.copy_(torch.cat([conv_state[..., 1:], x.unsqueeze(-1)], dim=-1))
+        weight, bias = self._convolution()
+        x = F.silu((conv_state * weight.squeeze(1)).sum(-1) + bias).to(hidden.dtype)
+        dt, B, C = self._select(x)
+        kernels = kernels_for(x)
+        if kernels is not None:
+            dt, bias = F.linear(dt, self.dt_proj.weight), self.dt_proj.bias.float()
+            y = kernels.state_update(state, x, dt, self._A(), B, C, self.D, z=z, dt_bias=bias, dt_softplus=True)
+        else:
+            inputs = x, self._time_step(dt), self._A(), B, C, self.D
+            y = selective_step(state, *(at_least_float32(v) for v in inputs)) * F.silu(z)
+        return self.out_proj(y.to(hidden.dtype))
+
+    def _convolve(self, window: Tensor) -> Tensor:
+        """[K - 1 + L, B, D] -> [L, B, D], SiLU included."""
+        weight, bias = self._convolution()
+        kernels = kernels_for(window)
+        if kernels is None:
+            return F.silu(causal_conv(window, weight, bias)).to(window.dtype)
+        out = kernels.causal_conv(window.permute(1, 2, 0).contiguous(), weight.squeeze(1), bias, activation="silu")
+        return out[..., self.conv_kernel_size - 1 :].permute(2, 0, 1)
+
+    def _scan(self, x: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gated output [L, B, D] and last state [B, D, N]; mamba-ssm's kernel cannot start from a state."""
+        dt, B, C = self._select(x)
+        kernels = kernels_for(x) if state is None else None
+        if kernels is None:
+            x, dt, B, C, z = (v.transpose(0, 1) for v in (x, self._time_step(dt), B, C, z))
+            y, state = selective_scan(x, dt, self._A(), B, C, self.D, z, state)
+            return y.transpose(0, 1), state
+        dt, bias = F.linear(dt, self.dt_proj.weight), self.dt_proj.bias.float()
+        x, dt, B, C, z = (v.permute(1, 2, 0) for v in (x, dt, B, C, z))
+        y, state = kernels.selective_scan(x, dt, self._A(), B, C, self.D.float(), z, bias, True, return_last_state=True)
+        return y.permute(2, 0, 1), state
+
+    def _convolution(self) -> tuple[Tensor, Tensor]:
+        """Weight [D, 1, K] and bias [D]."""
+        assert self.conv1d.bias is not None, "Mamba's convolution has a bias in every published checkpoint"
+        return at_least_float32(self.conv1d.weight), at_least_float32(self.conv1d.bias)
+
+    def _select(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What depends on the input: dt of low rank [..., R], B and C [..., N]."""
+        return self.x_proj(x).split([self.time_step_rank, self.ssm_state_size, self.ssm_state_size], dim=-1)
+
+    def _time_step(self, dt: Tensor) -> Tensor:
+        """dt [..., D] > 0 of its low rank form [..., R]."""
+        with torch.autocast(dt.device.type, enabled=False):
+            wide = (at_least_float32(v) for v in (dt, self.dt_proj.weight, self.dt_proj.bias))
+            return F.softplus(F.linear(*wide))
+
+    def _A(self) -> Tensor:
+        """A [D, N] < 0."""
+        return -torch.exp(at_least_float32(self.A_log))

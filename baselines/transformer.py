@@ -1,0 +1,120 @@
+"""The Transformer every newer model is measured against: Llama's blocks, through transformers.
+
+RMSNorm before each layer, rotary positions, causal softmax attention with one key and value per query head, SwiGLU,
+no biases (Touvron et al., arXiv 2302.13971, section 2.2). Its state is every key and value so far. Rotary positions
+have no end: what happens beyond the training length is measured, not forbidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from baselines._checkpoint import load_checkpoint
+from baselines._precision import widen_norms
+from baselines.config import FamilyConfig, SizeConfig, completed
+from baselines.interface import Mode, SequenceModel
+
+
+@dataclass
+class Config(FamilyConfig):
+    """Options of the Transformer; its sizes are taken from `size` where they are None."""
+
+    family: str = "transformer"
+    hidden_size: int | None = None
+    num_layers: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    """Width of the SwiGLU layer; None: whatever brings the model to `size.parameters`, in steps of 8."""
+    rope_theta: float = 10_000.0
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_layers", "head_dim", "intermediate_size", "rope_theta"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"transformer: {name}={value} must be positive")
+        if self.head_dim is not None and self.head_dim % 2:
+            raise ValueError(f"transformer: head_dim={self.head_dim} must be even, rotary positions turn pairs")
+        if self.hidden_size is not None and self.head_dim is not None and self.hidden_size % self.head_dim:
+            raise ValueError(
+                f"transformer: hidden_size={self.hidden_size} is not a multiple of head_dim={self.head_dim}"
+            )
+
+    def candidates(self, size: SizeConfig) -> Iterator[Self]:
+        """The shape of `size` with every SwiGLU width up to 16 times the hidden size, in steps of 8."""
+        shape = completed(self, hidden_size=size.hidden_size, num_layers=size.num_layers, head_dim=size.head_dim)
+        for intermediate_size in range(8, 16 * (shape.hidden_size or 0) + 8, 8):
+            yield completed(shape, intermediate_size=intermediate_size)
+
+    def parameters(self, vocab_size: int) -> int:
+        """Embedding (twice if untied), then per layer four square projections, SwiGLU and two norms; the last norm."""
+        assert self.hidden_size is not None
+        assert self.num_layers is not None
+        assert self.intermediate_size is not None
+        width = self.hidden_size
+        layer = 4 * width * width + 3 * width * self.intermediate_size + 2 * width
+        return (1 if self.tie_embeddings else 2) * vocab_size * width + self.num_layers * layer + width
+
+
+class Transformer(SequenceModel):
+    """A Llama behind the common interface."""
+
+    Config = Config
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__(model)
+        widen_norms(model, LlamaRMSNorm)
+
+    @classmethod
+    def build(cls, config: Any, vocab_size: int) -> Self:
+        """A freshly initialised float32 model on the CPU from a complete config."""
+        llama = LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.hidden_size // config.head_dim,
+            head_dim=config.head_dim,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=2**20,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=config.tie_embeddings,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
+        return cls(LlamaForCausalLM(llama))
+
+    @classmethod
+    def load(cls, config: FamilyConfig) -> Self:
+        """The trained model in `config.checkpoint`, float32, in evaluation mode."""
+        return cls(load_checkpoint(config, LlamaForCausalLM))
+
+    @property
+    def kernel_path(self) -> str:
+        """The attention that transformers runs: `sdpa`, `eager`, `flash_attention_2` …"""
+        return str(self.model.config._attn_implementation)
+
+    def flops(self, length: int, mode: Mode) -> int:
+        """Per token: 2 a weight of the projections, SwiGLU and head; per pair of query and key: 4 H, for q · k and p v.
+
+        A causal model of L tokens has L (L + 1) / 2 such pairs in each layer, the half that it needs of the full
+        square; softmax, norms and rotations are left out, below one percent. `train` is three forwards, the head at
+        every token; `prefill` has one head, at its last token; a `step` after L tokens has L + 1 pairs.
+        """
+        config = self.model.config
+        width = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        weights = config.hidden_size * (2 * width + 2 * keys + 3 * config.intermediate_size)
+        token, pair = 2 * config.num_hidden_layers * weights, 4 * config.num_hidden_layers * width
+        head = 2 * config.hidden_size * config.vocab_size
+        forward = length * token + length * (length + 1) // 2 * pair
+        return {
+            "train": 3 * (forward + length * head),
+            "prefill": forward + head,
+            "step": token + (length + 1) * pair + head,
+        }[mode]

@@ -1,0 +1,132 @@
+"""TTT-Linear and TTT-MLP (Sun et al., arXiv 2407.04620): the hidden state is a model that learns while it reads.
+
+Adapts the library `ttt_impl` to the common interface. The state is the inner model's weights with the rows of the
+mini-batch that is still open, of the same size after any number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from baselines._checkpoint import load_checkpoint
+from baselines.config import FamilyConfig, SizeConfig, completed
+from baselines.interface import Mode, SequenceModel
+from ttt_impl import TTTConfig, TTTForCausalLM
+from ttt_impl.configuration import BACKBONES, BASE_LEARNING_RATE
+
+CONV_KERNEL = 4
+
+
+@dataclass
+class Config(FamilyConfig):
+    """Options of TTT; its sizes are taken from `size` where they are None."""
+
+    family: str = "ttt"
+    learner: str = "linear"
+    backbone: str = "mamba"
+    hidden_size: int | None = None
+    num_layers: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    """Width of the SwiGLU layer; None: whatever brings the model to `size.parameters`, in steps of 8."""
+    mini_batch_size: int = 16
+    base_lr: float | None = None
+    """Inner learning rate; None: the paper's, 1.0 for 'linear' and 0.1 for 'mlp' (appendix C)."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("learner", BASE_LEARNING_RATE), ("backbone", BACKBONES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"ttt: {name}={getattr(self, name)!r} must be one of {', '.join(choices)}")
+        for name in ("hidden_size", "num_layers", "head_dim", "intermediate_size", "mini_batch_size", "base_lr"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"ttt: {name}={value} must be positive")
+        if self.head_dim is not None and self.head_dim % 2:
+            raise ValueError(f"ttt: head_dim={self.head_dim} must be even, rotary positions turn pairs")
+        if self.hidden_size is not None and self.head_dim is not None and self.hidden_size % self.head_dim:
+            raise ValueError(f"ttt: hidden_size={self.hidden_size} is not a multiple of head_dim={self.head_dim}")
+
+    def candidates(self, size: SizeConfig) -> Iterator[Self]:
+        """The shape of `size` with every SwiGLU width up to 16 times the hidden size, in steps of 8."""
+        shape = completed(self, hidden_size=size.hidden_size, num_layers=size.num_layers, head_dim=size.head_dim)
+        for intermediate_size in range(8, 16 * (shape.hidden_size or 0) + 8, 8):
+            yield completed(shape, intermediate_size=intermediate_size)
+
+    def parameters(self, vocab_size: int) -> int:
+        """Tied embedding; per layer projections, SwiGLU, W0, inner rates, norms and convolutions; the last norm."""
+        assert self.hidden_size is not None
+        assert self.num_layers is not None
+        assert self.head_dim is not None
+        assert self.intermediate_size is not None
+        width, f, heads = self.hidden_size, self.head_dim, self.hidden_size // self.head_dim
+        initial_weights = width * (f + 1) if self.learner == "linear" else width * (8 * f + 5)
+        rates = heads * (width + 1) + self.mini_batch_size
+        norms = 6 * width
+        convolutions = 3 * width * (CONV_KERNEL + 1) + width if self.backbone == "mamba" else 0
+        projections = 4 * width * width + 3 * width * self.intermediate_size
+        layer = projections + initial_weights + rates + norms + convolutions
+        return vocab_size * width + self.num_layers * layer + width
+
+
+class TTT(SequenceModel):
+    """A TTT language model behind the common interface."""
+
+    Config = Config
+
+    @classmethod
+    def build(cls, config: Any, vocab_size: int) -> Self:
+        """A freshly initialised float32 model on the CPU from a complete config."""
+        ttt = TTTConfig(
+            vocab_size=vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.hidden_size // config.head_dim,
+            intermediate_size=config.intermediate_size,
+            ttt_layer_type=config.learner,
+            ttt_base_lr=config.base_lr,
+            mini_batch_size=config.mini_batch_size,
+            conv_kernel=CONV_KERNEL,
+            bos_token_id=None,
+            eos_token_id=None,
+            **BACKBONES[config.backbone],
+        )
+        return cls(TTTForCausalLM(ttt))
+
+    @classmethod
+    def load(cls, config: FamilyConfig) -> Self:
+        """The trained model in `config.checkpoint`, float32, in evaluation mode; it must have `config.learner`."""
+        assert isinstance(config, Config)
+        model = load_checkpoint(config, TTTForCausalLM)
+        found = model.config.ttt_layer_type
+        if found != config.learner:
+            raise ValueError(f"checkpoint {config.checkpoint} holds learner {found!r}, ttt.learner is {config.learner!r}")
+        return cls(model)
+
+    @property
+    def kernel_path(self) -> str:
+        """The path of `ttt_impl.ops` that ran last; before any forward `scan`, which whole sequences take."""
+        return self.model.model.layers[0].seq_modeling_block.kernel_path or "scan"
+
+    def flops(self, length: int, mode: Mode) -> int:
+        """Per token: 2 a weight of projections, SwiGLU, rates, convolutions and head, and the inner loop of every head.
+
+        With f the head width, h = 4 f and mini-batches of K tokens, in the dual form (arXiv 2407.04620, appendix A):
+
+            TTT-Linear   6 f^2 + 4 K f          k W, q W, the update k^T G; q k^T and its product with G
+            TTT-MLP      14 f h + 4 K (f + h)   both layers' outputs for k and q, the way back, two updates; as above
+
+        The inner backward is so part of every forward. Scores are counted whole, as they are computed. `train` is three
+        forwards, the head at every token; `prefill` has one head, at its last token; a `step` needs what a token of a
+        sequence needs, averaged over a mini-batch, of which the last token folds the gradients into W.
+        """
+        config = self.model.config
+        width, heads, f, k = config.hidden_size, config.num_attention_heads, config.head_dim, config.mini_batch_size
+        hidden = 4 * f
+        inner = {"linear": 6 * f * f + 4 * k * f, "mlp": 14 * f * hidden + 4 * k * (f + hidden)}[config.ttt_layer_type]
+        weights = 4 * width * width + 3 * width * config.intermediate_size + heads * width
+        weights += config.conv_kernel * width * (2 * config.share_qk + config.pre_conv)
+        body = config.num_hidden_layers * (2 * weights + heads * inner)
+        head = 2 * width * config.vocab_size
+        return {"train": 3 * length * (body + head), "prefill": length * body + head, "step": body + head}[mode]
