@@ -1,0 +1,156 @@
+"""Perplexity curves of a run: the NLL files read once, summed into context buckets, resampled over documents.
+
+Only the sums of each document and bucket stay in memory, so one model's NLL is held at a time. All models and seeds
+must have scored the same documents, for the intervals are paired: one draw of documents serves them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as compute
+import pyarrow.parquet as pq
+
+from harness import statistics
+from harness.records import PositionCurve
+from harness.report.collect import Run
+from harness.statistics import Estimate, Floats, Ints
+
+
+@dataclass(frozen=True)
+class Scores:
+    """NLL of documents [D] by position [P], in nats; NaN past a document's end."""
+
+    documents: list[str]
+    lengths: Ints  # [D] scored tokens
+    nll: Floats  # [D, P]
+    target_bytes: Floats  # [D, P]
+
+
+def read_scores(path: Path) -> Scores:
+    """Read an NLL file (see `PositionCurve`), its documents in the order of their names."""
+    if not path.exists():
+        raise ValueError(f"{path} is missing: the NLL files named in records.jsonl belong to the run folder")
+    table = pq.read_table(path, columns=["document", "nll", "target_bytes"]).sort_by("document")
+    lengths = compute.list_value_length(table["nll"]).to_numpy().astype(np.int64)
+    inside = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
+    nll, target_bytes = np.full(inside.shape, np.nan), np.full(inside.shape, np.nan)
+    for matrix, column in ((nll, "nll"), (target_bytes, "target_bytes")):
+        matrix[inside] = compute.list_flatten(table[column]).to_numpy()
+    return Scores(table["document"].to_pylist(), lengths, nll, target_bytes)
+
+
+@dataclass
+class Sums:
+    """One model: sums over each document and bucket; bucket K, the last, is the whole document."""
+
+    tokens: Floats  # [D, K + 1]
+    bytes: Floats  # [D, K + 1]
+    nll: dict[int, Floats] = field(default_factory=dict)  # by seed, each [D, K + 1]
+    train_length: int | None = None
+
+
+class Curves:
+    """Perplexity against context of every model and floor, with intervals over documents (all in nats)."""
+
+    def __init__(self, run: Run, per_octave: int = 2) -> None:
+        rows = {name: run.select(PositionCurve, name) for name in run.models + run.floors}
+        self.names = [name for name, found in rows.items() if found]
+        self.documents: list[str] = []
+        self.sums: dict[str, Sums] = {}
+        if not self.names:
+            return
+        self.edges = statistics.buckets(
+            max(v.max_length for n in self.names for _, v in rows[n]), per_octave=per_octave
+        )
+        for name in self.names:
+            for row, values in rows[name]:
+                self._add(name, row.record.seed, values, read_scores(row.folder / values.nll_file))
+        self.weights = statistics.document_weights(len(self.documents))
+        reached = np.min([(sums.tokens[:, :-1] > 0).sum(axis=0) for sums in self.sums.values()], axis=0)
+        self.shown: Ints = np.flatnonzero(reached >= min(statistics.FEWEST_DOCUMENTS, len(self.documents)))
+
+    def _add(self, name: str, seed: int, values: PositionCurve, scores: Scores) -> None:
+        if self.documents and scores.documents != self.documents:
+            raise ValueError(
+                f"model {name} seed {seed} scored other documents than {self.names[0]} did "
+                f"({len(scores.documents)} against {len(self.documents)}): intervals are paired over the same documents"
+            )
+        self.documents = scores.documents
+        tokens, size, nll = (
+            self._with_total(part, scores.lengths)
+            for part in (np.ones_like(scores.nll), scores.target_bytes, scores.nll)
+        )
+        sums = self.sums.setdefault(name, Sums(tokens, size, train_length=values.train_length))
+        sums.nll[seed] = nll
+
+    def _with_total(self, part: Floats, lengths: Ints) -> Floats:
+        whole = np.array([1, part.shape[1] + 1])
+        return np.hstack([statistics.bucket_sums(part, lengths, edges) for edges in (self.edges, whole)])
+
+    @property
+    def byte_level(self) -> bool:
+        """Whether every token is one byte, so that perplexity per token is perplexity per byte."""
+        return bool(self.sums) and all(bool(np.array_equal(sums.tokens, sums.bytes)) for sums in self.sums.values())
+
+    @property
+    def unit(self) -> str:
+        """What perplexity is counted per."""
+        return "byte" if self.byte_level else "token"
+
+    @property
+    def middles(self) -> Floats:
+        """Where a bucket stands on the axis: the geometric middle of its contexts, [K]."""
+        return np.sqrt(self.edges[:-1] * (self.edges[1:] - 1.0))
+
+    def log_perplexity(self, name: str) -> Estimate:
+        """Nats per token in each bucket [K], mean over seeds, with the interval over documents."""
+        sums = self.sums[name]
+        return statistics.estimate(_mean(sums)[:, :-1], sums.tokens[:, :-1], self.weights)
+
+    def nats_per_byte(self, name: str) -> Estimate:
+        """Nats per byte over all scored tokens, [1]; divide by log 2 for bits."""
+        sums = self.sums[name]
+        return statistics.estimate(_mean(sums)[:, -1:], sums.bytes[:, -1:], self.weights)
+
+    def difference(self, name: str, reference: str) -> Estimate:
+        """Log-perplexity of `name` less that of `reference` in each bucket and over all [K + 1]: below 0 is better.
+
+        Paired over documents. Buckets in which the two did not score the same number of tokens are NaN.
+        """
+        ours, theirs = self.sums[name], self.sums[reference]
+        same = (ours.tokens == theirs.tokens).all(axis=0)
+        return statistics.estimate(np.where(same, _mean(ours) - _mean(theirs), np.nan), ours.tokens, self.weights)
+
+    def seeds(self, name: str) -> tuple[list[int], Floats]:
+        """The seeds [S] of a model and each one's nats per token in each bucket, [S, K]."""
+        sums = self.sums[name]
+        with np.errstate(invalid="ignore"):
+            values = [(nll.sum(axis=0) / sums.tokens.sum(axis=0))[:-1] for nll in sums.nll.values()]
+        return list(sums.nll), np.stack(values)
+
+    def seed_nats_per_byte(self, name: str) -> Floats:
+        """Each seed's nats per byte over all scored tokens, [S]."""
+        sums = self.sums[name]
+        return np.array([nll[:, -1].sum() / sums.bytes[:, -1].sum() for nll in sums.nll.values()])
+
+    def bucket_of(self, context: int) -> int | None:
+        """The bucket that begins at `context` or holds it; None beyond the curve."""
+        k = int(np.searchsorted(self.edges, context, side="right")) - 1
+        return k if 0 <= k < len(self.edges) - 1 else None
+
+    def bucket_within(self, length: int | None) -> int | None:
+        """The last shown bucket that lies wholly within contexts below `length`: the end of what was trained."""
+        fits = [int(k) for k in self.shown if length is not None and self.edges[k + 1] <= length]
+        return fits[-1] if fits else None
+
+    def span(self, k: int) -> str:
+        """The contexts of bucket k, such as '181–255'."""
+        low, high = int(self.edges[k]), int(self.edges[k + 1]) - 1
+        return f"{low}–{high}" if high > low else str(low)
+
+
+def _mean(sums: Sums) -> Floats:
+    return np.mean(list(sums.nll.values()), axis=0)

@@ -1,0 +1,33 @@
+"""The figures of a report, each drawn from records alone and written as SVG, PNG and PDF.
+
+Matplotlib's object interface with no pyplot: no global state, no window system. Nothing that changes from one drawing
+to the next (dates, random ids) enters the files, so the same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.style
+
+from harness.report.collect import Run
+from harness.report.curves import Curves
+from harness.report.figures.axes import Drawn
+from harness.report.figures.cost import decode, prefill
+from harness.report.figures.quality import position
+from harness.report.figures.tradeoff import quality_cost
+from harness.report.figures.training import training
+from harness.report.style import STYLE
+
+_METADATA = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
+
+
+def draw(run: Run, curves: Curves, folder: Path) -> list[Drawn]:
+    """Draw every figure that the records allow into `folder`, each as NAME.svg, NAME.png and NAME.pdf."""
+    with matplotlib.style.context(STYLE, after_reset=True):
+        made = [position(run, curves), prefill(run), decode(run), training(run, curves), quality_cost(run, curves)]
+        drawn = [figure for figure in made if figure is not None]
+        for figure in drawn:
+            for kind, metadata in _METADATA.items():
+                figure.figure.savefig(folder / f"{figure.name}.{kind}", metadata=metadata)
+    return drawn

@@ -1,0 +1,166 @@
+"""A made-up run folder: four models and two n-gram floors, two seeds, one prefill that ran out of memory.
+
+The numbers are drawn from a fixed generator, so a test can compute what a table must show.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness.records import (
+    Check,
+    Conditions,
+    Decode,
+    Finish,
+    Gate,
+    PositionCurve,
+    Prefill,
+    Record,
+    RecordStore,
+    Status,
+    Training,
+    TrainStep,
+    Values,
+)
+
+MODELS = ("transformer", "mamba", "ttt_linear", "ttt_mlp")
+FLOORS = ("3-gram", "4-gram")
+TRAIN_LENGTH, MAX_LENGTH = 256, 2048
+PROVENANCE = {
+    "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
+    "versions": {"python": "3.11.9", "torch": "2.13.0", "numpy": "2.4.6"},
+    "hardware": {"processor": "A Fine CPU @ 2 GHz", "cores": 2, "memory_bytes": 25_000_000_000, "gpu": None},
+    "config_hash": "c0ffee12",
+    "data_hash": "5eed5eed",
+}
+
+
+def build(folder: Path, seeds: tuple[int, ...] = (0, 1), documents: int = 28) -> Path:
+    """Write records.jsonl and the NLL files of all models and seeds into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store = RecordStore(folder)
+    for seed in seeds:
+        for name in reversed(MODELS):  # as parallel workers may finish: in any order
+            _add_quality(store, name, seed, documents)
+        for order, name in enumerate(FLOORS):
+            _add(store, name, seed, _scored(folder, name, seed, documents, 1.85 - 0.35 * order), family="ngram")
+        for name in MODELS:
+            _add_timing(store, name, seed)
+        _add(store, "", seed, Finish(411.2, 702.9, {"train, gate, score": 312.4, "timing": 88.1}), family="")
+    return folder
+
+
+def write_nll(path: Path, nll: list[np.ndarray]) -> None:
+    """An NLL file of byte-level documents doc00, doc01 …"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {
+        "document": pa.array([f"doc{i:02d}" for i in range(len(nll))], pa.string()),
+        "nll": pa.array([row.astype(np.float32) for row in nll], pa.list_(pa.float32())),
+        "target_bytes": pa.array([np.ones(len(row), np.uint16) for row in nll], pa.list_(pa.uint16())),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def nll_of(name: str, seed: int, documents: int, base: float) -> list[np.ndarray]:
+    """NLL of each document: a difficulty shared by all models, a model's own curve, noise by position."""
+    index = (MODELS + FLOORS).index(name)
+    shared = np.random.default_rng(1).normal(0, 0.12, size=documents)
+    generator = np.random.default_rng([index, 0 if name in FLOORS else seed + 1])
+    rows = []
+    for i in range(documents):
+        length = MAX_LENGTH - 1 if i % 4 else 700 + 10 * i
+        context = np.arange(1, length + 1)
+        gain = 0.35 if name in FLOORS else 1.1 * context**-0.35
+        beyond = 0.25 * np.maximum(np.log2(context / TRAIN_LENGTH), 0) if name == "transformer" else 0.0
+        rows.append(np.abs(base + shared[i] + gain + beyond + generator.gamma(1.0, 0.3, size=length) - 0.3))
+    return rows
+
+
+def _scored(folder: Path, name: str, seed: int, documents: int, base: float) -> PositionCurve:
+    nll = nll_of(name, seed, documents, base)
+    file = f"models/{name}-{seed}/nll.parquet"
+    write_nll(folder / file, nll)
+    length = None if name in FLOORS else TRAIN_LENGTH
+    return PositionCurve(file, len(nll), sum(map(len, nll)), MAX_LENGTH, length)
+
+
+def _add_quality(store: RecordStore, name: str, seed: int, documents: int) -> None:
+    index, generator = MODELS.index(name), np.random.default_rng([7, seed])
+    tokens = np.arange(4096, 409_601, 4096)
+    loss = 1.25 + 0.05 * index + 4.2 * np.exp(-tokens / 40_000) + generator.normal(0, 0.06, len(tokens))
+    _add(
+        store,
+        name,
+        seed,
+        Training(
+            801_536 + 512 * index,
+            409_600,
+            400,
+            TRAIN_LENGTH,
+            tokens.tolist(),
+            loss.tolist(),
+            61.0,
+            60.2,
+            f"models/{name}/checkpoint",
+        ),
+    )
+    checks = [
+        Check("causal: future changed", True, 0.0, 0.0),
+        Check("prefill + step = forward", True, 3.1e-6 * (index + 1) / (1 + seed), 1e-4),
+        Check("probabilities sum to 1", True, 2.4e-7, 1e-5),
+    ]
+    _add(store, name, seed, Gate(checks))
+    _add(store, name, seed, _scored(store.folder, name, seed, documents, 1.1 + 0.04 * index))
+
+
+def _add_timing(store: RecordStore, name: str, seed: int) -> None:
+    index, generator = MODELS.index(name), np.random.default_rng([11, MODELS.index(name), seed])
+    path = "native" if index < 2 else "compiled"
+
+    def repeats(seconds: float, count: int) -> list[float]:
+        return (seconds * (1 + generator.gamma(2.0, 0.02, size=count))).tolist()
+
+    _add(store, name, seed, TrainStep(4, 256, repeats(0.1 + 0.05 * index, 5), 380_000_000, 10**9), 256, path)
+    for length in (256, 512, 1024, 2048, 4096):
+        if name == "transformer" and length == 4096:
+            _add(store, name, seed, None, length, path, status="oom", message="DefaultCPUAllocator: not enough memory")
+            continue
+        seconds = (2e-5 + 8e-9 * length) * length if name == "transformer" else (3e-5 + 1e-5 * index) * length
+        state = 2 * 4 * 4 * 128 * length if name == "transformer" else 40_960 * (index + 1)
+        _add(
+            store,
+            name,
+            seed,
+            Prefill(1, length, repeats(seconds, 5), 300_000_000 + 4000 * length * (1 + index), state, 10**8),
+            length,
+            path,
+        )
+    for context in (256, 1024, 2048):
+        latency = 0.0021 + (7e-7 * context if name == "transformer" else 5e-4 * index)
+        state = 2 * 4 * 4 * 128 * context if name == "transformer" else 40_960 * (index + 1)
+        _add(store, name, seed, Decode(1, context, repeats(latency, 64), state, 10**6), context, path)
+
+
+def _add(
+    store: RecordStore,
+    name: str,
+    seed: int,
+    values: Values | None,
+    length: int = 0,
+    kernel_path: str = "",
+    family: str | None = None,
+    status: Status = "ok",
+    message: str = "",
+    kind: str = "prefill",
+) -> None:
+    store.append(
+        Record(
+            values.kind if values else kind, name, name if family is None else family, seed, status, message, values,
+            Conditions(kernel_path=kernel_path, load_average=1.1 + 0.1 * seed + 0.05 * len(name) if length else None),
+            PROVENANCE | {"seed": seed}, f"2026-01-0{1 + seed}T10:00:00+00:00", length,
+        )
+    )  # fmt: skip
