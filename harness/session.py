@@ -83,7 +83,6 @@ class FloorSession(Session):
         documents = (document.ids for document in self.tokens.documents("train"))
         return NGram.fit(documents, order, self.tokens.vocab_size).score
 
-
     def kernel_path(self) -> str:
         """Counting in NumPy."""
         return "numpy"

@@ -44,11 +44,16 @@ def read_scores(path: Path) -> Scores:
 
 @dataclass
 class Sums:
-    """One model: sums over each document and bucket; bucket K, the last, is the whole document."""
+    """One model: sums over each document and bucket; bucket K, the last, is the whole document.
+
+    The sums `within` are over all positions inside the comparison's training length, the same for every model.
+    """
 
     tokens: Floats  # [D, K + 1]
     bytes: Floats  # [D, K + 1]
+    bytes_within: Floats  # [D, 1]
     nll: dict[int, Floats] = field(default_factory=dict)  # by seed, each [D, K + 1]
+    nll_within: dict[int, Floats] = field(default_factory=dict)  # by seed, each [D, 1]
     train_length: int | None = None
 
 
@@ -65,6 +70,8 @@ class Curves:
         self.edges = statistics.buckets(
             max(v.max_length for n in self.names for _, v in rows[n]), per_octave=per_octave
         )
+        lengths = [v.train_length for n in self.names for _, v in rows[n] if v.train_length is not None]
+        self.trained: int | None = min(lengths, default=None)
         for name in self.names:
             for row, values in rows[name]:
                 self._add(name, row.record.seed, values, read_scores(row.folder / values.nll_file))
@@ -83,8 +90,12 @@ class Curves:
             self._with_total(part, scores.lengths)
             for part in (np.ones_like(scores.nll), scores.target_bytes, scores.nll)
         )
-        sums = self.sums.setdefault(name, Sums(tokens, size, train_length=values.train_length))
-        sums.nll[seed] = nll
+        within = np.array([1, self.trained or 1])
+        bytes_within, nll_within = (
+            statistics.bucket_sums(part, scores.lengths, within) for part in (scores.target_bytes, scores.nll)
+        )
+        sums = self.sums.setdefault(name, Sums(tokens, size, bytes_within, train_length=values.train_length))
+        sums.nll[seed], sums.nll_within[seed] = nll, nll_within
 
     def _with_total(self, part: Floats, lengths: Ints) -> Floats:
         whole = np.array([1, part.shape[1] + 1])
@@ -108,12 +119,20 @@ class Curves:
     def log_perplexity(self, name: str) -> Estimate:
         """Nats per token in each bucket [K], mean over seeds, with the interval over documents."""
         sums = self.sums[name]
-        return statistics.estimate(_mean(sums)[:, :-1], sums.tokens[:, :-1], self.weights)
+        return statistics.estimate(_mean(sums.nll)[:, :-1], sums.tokens[:, :-1], self.weights)
 
     def nats_per_byte(self, name: str) -> Estimate:
         """Nats per byte over all scored tokens, [1]; divide by log 2 for bits."""
         sums = self.sums[name]
-        return statistics.estimate(_mean(sums)[:, -1:], sums.bytes[:, -1:], self.weights)
+        return statistics.estimate(_mean(sums.nll)[:, -1:], sums.bytes[:, -1:], self.weights)
+
+    def nats_per_byte_within(self, name: str, reference: str | None = None) -> Estimate:
+        """Nats per byte inside the training length, [1]; with a `reference`, less that of it, paired over documents."""
+        sums = self.sums[name]
+        nll = _mean(sums.nll_within)
+        if reference is not None:
+            nll = nll - _mean(self.sums[reference].nll_within)
+        return statistics.estimate(nll, sums.bytes_within, self.weights)
 
     def difference(self, name: str, reference: str) -> Estimate:
         """Log-perplexity of `name` less that of `reference` in each bucket and over all [K + 1]: below 0 is better.
@@ -122,7 +141,9 @@ class Curves:
         """
         ours, theirs = self.sums[name], self.sums[reference]
         same = (ours.tokens == theirs.tokens).all(axis=0)
-        return statistics.estimate(np.where(same, _mean(ours) - _mean(theirs), np.nan), ours.tokens, self.weights)
+        return statistics.estimate(
+            np.where(same, _mean(ours.nll) - _mean(theirs.nll), np.nan), ours.tokens, self.weights
+        )
 
     def seeds(self, name: str) -> tuple[list[int], Floats]:
         """The seeds [S] of a model and each one's nats per token in each bucket, [S, K]."""
@@ -152,5 +173,5 @@ class Curves:
         return f"{low}–{high}" if high > low else str(low)
 
 
-def _mean(sums: Sums) -> Floats:
-    return np.mean(list(sums.nll.values()), axis=0)
+def _mean(by_seed: dict[int, Floats]) -> Floats:
+    return np.mean(list(by_seed.values()), axis=0)

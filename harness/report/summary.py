@@ -79,6 +79,10 @@ def summary(run: Run, curves: Curves) -> Table:
             nats = curves.log_perplexity(name)
             row |= {f"ppl_{head.key}": exponential(at(nats, head.bucket[name])) for head in chosen}
             row["bits_per_byte"] = bits(at(curves.nats_per_byte(name), 0))
+            if curves.trained:
+                row["bits_within"] = bits(at(curves.nats_per_byte_within(name), 0))
+            if curves.trained and run.floors and name in run.models:
+                row["over_floor"] = bits(at(curves.nats_per_byte_within(name, run.floors[0]), 0))
         if length in prefill[name]:
             timing = prefill[name][length]
             row |= {"prefill": timing.median_throughput, "peak_bytes": timing.peak_bytes}
@@ -88,7 +92,7 @@ def summary(run: Run, curves: Curves) -> Table:
             row |= {"state_bytes": steps.state_bytes}
         rows.append(row)
     failed = frozenset(i for i, row in enumerate(rows) if row["status"] != "ok")
-    columns = _summary_columns(chosen, curves, length, context)
+    columns = _summary_columns(chosen, curves, length, context, run.floors)
     caption = _summary_caption(curves, length, context)
     return Table("summary", "Summary", caption, columns, rows, failed, len(run.models) if run.floors else None)
 
@@ -109,8 +113,14 @@ def _identity(run: Run, name: str) -> dict[str, Any]:
     }
 
 
-def _summary_columns(chosen: list[Headline], curves: Curves, length: int | None, context: int | None) -> list[Column]:
+def _summary_columns(
+    chosen: list[Headline], curves: Curves, length: int | None, context: int | None, floors: list[str]
+) -> list[Column]:
     unit = f"ppl/{curves.unit}"
+    trained = curves.trained if curves.names else None
+    within = [Column("bits_within", f"bits/byte within {trained}", formats.interval)] if trained else []
+    if trained and floors:
+        within.append(Column("over_floor", f"less that of the {floors[0]}", formats.interval))
     timed = [
         Column("prefill", f"prefill tokens/s at {length}", formats.rate),
         Column("peak_bytes", f"peak memory at {length}", formats.size),
@@ -125,6 +135,7 @@ def _summary_columns(chosen: list[Headline], curves: Curves, length: int | None,
         Column("train_tokens", "training tokens", formats.count),
         Column("train_throughput", "training tokens/s", formats.rate),
         *(Column(f"ppl_{head.key}", f"{unit} {head.title}", formats.interval) for head in chosen),
+        *within,
         *([Column("bits_per_byte", "bits/byte over all", formats.interval)] if curves.names else []),
         *(timed if length else []),
         *(decoded if context else []),
@@ -138,6 +149,8 @@ def _summary_caption(curves: Curves, length: int | None, context: int | None) ->
     if curves.names:
         parts.append(f"Perplexity (ppl) and bits per byte on {describe(curves)}; lower is better.")
         parts.append(f"'At a–b': over the targets with a to b {curves.unit}s of context.")
+        if curves.trained:
+            parts.append(f"'Within {curves.trained}': over all positions inside the training length.")
     if length:
         parts.append(f"Prefill: {length} tokens from an empty state, median; peak memory of the same.")
     if context:
