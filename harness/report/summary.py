@@ -71,7 +71,7 @@ def summary(run: Run, curves: Curves) -> Table:
     prefill = {name: timings(run, Prefill, name) for name in names}
     decode = {name: timings(run, Decode, name) for name in names}
     length, context = longest_common(prefill), longest_common(decode)
-    chosen = headlines(curves)
+    chosen = [head for head in headlines(curves) if head.key != "short"]
     rows = []
     for name in names:
         row = _identity(run, name)
@@ -106,7 +106,6 @@ def _identity(run: Run, name: str) -> dict[str, Any]:
     return {
         "model": name,
         "parameters": next((values.parameters for values in obtained), None),
-        "train_tokens": trained[0].tokens if trained else None,
         "train_throughput": steps[-1].median_throughput if steps else None,
         "kernel_path": ", ".join(dict.fromkeys(path for path in paths if path)) or None,
         "status": "; ".join(dict.fromkeys(failures)) or "ok",
@@ -126,13 +125,13 @@ def _summary_columns(
         Column("peak_bytes", f"peak memory at {length}", formats.size),
     ]
     decoded = [
-        *(Column(f"decode_p{p}", f"decode ms p{p} at {context}", formats.significant) for p in (50, 90, 99)),
+        Column("decode_p50", f"decode ms p50 at {context}", formats.significant),
+        *(Column(f"decode_p{p}", f"p{p}", formats.significant) for p in (90, 99)),
         Column("state_bytes", f"state at {context}", formats.size),
     ]
     return [
         Column("model", "model", text=True),
         Column("parameters", "param.", formats.count),
-        Column("train_tokens", "training tokens", formats.count),
         Column("train_throughput", "training tokens/s", formats.rate),
         *(Column(f"ppl_{head.key}", f"{unit} {head.title}", formats.interval) for head in chosen),
         *within,
