@@ -14,7 +14,7 @@ test: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest
+	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 # The virtual environment is made where it is missing and made anew where what it was made from has changed.
 $(READY): pyproject.toml constraints.txt

@@ -8,6 +8,7 @@ the model's `log.txt`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import sys
@@ -91,6 +92,7 @@ def serve(connection: Connection, job: Any, threads: int) -> None:
     from harness.session import FloorSession, ModelSession
 
     torch.set_num_threads(threads)
+    gc.freeze()  # what the fork server has loaded is nobody's garbage
     session: Any = None
     while True:
         try:

@@ -49,6 +49,8 @@ def test_a_command(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(place)
     arguments = shlex.split(at_home(command, place))[3:]
     smoke = ["debug=smoke", "train.tokens=2048", "measure.timing=false", "output=elsewhere", "data.test_fraction=0.3"]
+    if "model=" not in command:
+        smoke.append("model=[transformer]")
     monkeypatch.setattr(sys, "argv", ["harness", *arguments, *([] if "--help" in arguments else smoke)])
     if "--help" in arguments:
         main()
