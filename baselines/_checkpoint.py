@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
@@ -15,11 +15,8 @@ from baselines.config import FamilyConfig
 M = TypeVar("M", bound=PreTrainedModel)
 
 
-def load_checkpoint(config: FamilyConfig, model_class: type[M], **changes: Any) -> M:
-    """The model in `config.checkpoint` as a `model_class`, float32, in evaluation mode; ValueError if it is another.
-
-    `changes` replace entries of the checkpoint's own config.
-    """
+def load_checkpoint(config: FamilyConfig, model_class: type[M]) -> M:
+    """The model in `config.checkpoint` as a `model_class`, float32, in evaluation mode; ValueError if it is another."""
     folder = str(config.checkpoint)
     try:
         found = AutoConfig.from_pretrained(folder).model_type
@@ -29,4 +26,4 @@ def load_checkpoint(config: FamilyConfig, model_class: type[M], **changes: Any) 
     wanted = model_class.config_class.model_type
     if found != wanted:
         raise ValueError(f"checkpoint {folder} holds a {found!r} model: family {config.family} loads {wanted!r} models")
-    return model_class.from_pretrained(folder, dtype=torch.float32, **changes).eval()
+    return model_class.from_pretrained(folder, dtype=torch.float32).eval()

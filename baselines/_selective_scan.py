@@ -51,13 +51,12 @@ def selective_scan(
     """
     if initial_state is None:
         initial_state = A.new_zeros(x.shape[0], *A.shape)
-    with torch.autocast(x.device.type, enabled=False):
-        by_time = [at_least_float32(v).transpose(0, 1).contiguous() for v in (x, dt, B, C)]
-        by_state = [at_least_float32(v).transpose(-1, -2).contiguous() for v in (A, initial_state)]
-        y, state = _SelectiveScan.apply(*by_time, *by_state, at_least_float32(D), torch.is_grad_enabled())
-        y = y.transpose(0, 1)
-        if z is not None:
-            y = y * F.silu(at_least_float32(z))
+    by_time = [at_least_float32(v).transpose(0, 1).contiguous() for v in (x, dt, B, C)]
+    by_state = [at_least_float32(v).transpose(-1, -2).contiguous() for v in (A, initial_state)]
+    y, state = _SelectiveScan.apply(*by_time, *by_state, at_least_float32(D), torch.is_grad_enabled())
+    y = y.transpose(0, 1)
+    if z is not None:
+        y = y * F.silu(at_least_float32(z))
     return y.to(x.dtype), state.transpose(-1, -2)
 
 

@@ -42,11 +42,11 @@ class Config(FamilyConfig):
                 raise ValueError(f"mamba: {name}={value} must be at least 1")
 
     def candidates(self, size: SizeConfig) -> Iterator[Self]:
-        """Depths within a quarter of twice `size.num_layers` (two at least), widths within a quarter of the size's.
+        """Depths a few layers around twice `size.num_layers`, widths within a quarter of `size.hidden_size`.
 
         Widths go in steps of 8; below 256 in finer ones, or small budgets would be missed.
         """
-        spread = max(2, size.num_layers // 4)
+        spread = max(3, size.num_layers // 4)
         depths = range(max(1, 2 * size.num_layers - spread), 2 * size.num_layers + spread + 1)
         step = next(step for step in (8, 4, 2, 1) if size.hidden_size >= 32 * step or step == 1)
         widths = range(-(-3 * size.hidden_size // (4 * step)) * step, 5 * size.hidden_size // 4 + 1, step)
@@ -98,11 +98,8 @@ class Mamba(SequenceModel):
 
     @classmethod
     def load(cls, config: FamilyConfig) -> Self:
-        """The trained model in `config.checkpoint`, float32, in evaluation mode.
-
-        transformers applies `rescale_prenorm_residual`, a matter of initialisation, to loaded weights too.
-        """
-        return cls(load_checkpoint(config, MambaForCausalLM, rescale_prenorm_residual=False))
+        """The trained model in `config.checkpoint`, float32, in evaluation mode."""
+        return cls(load_checkpoint(config, MambaForCausalLM))
 
     @property
     def kernel_path(self) -> str:
@@ -135,6 +132,7 @@ def initialise(model: MambaForCausalLM) -> None:
 
     Embeddings from N(0, 0.02); PyTorch's default for the in and x projections, the convolution and, divided by the
     square root of the depth, the out projection. transformers draws from N(0, 0.1). dt, A and D are alike in both.
+    Not by the config's `rescale_prenorm_residual`, which makes transformers divide again whenever it loads the model.
     """
     nn.init.normal_(model.backbone.embeddings.weight, std=0.02)
     for mixer in model.modules():

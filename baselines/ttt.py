@@ -78,6 +78,7 @@ class TTT(SequenceModel):
     @classmethod
     def build(cls, config: Any, vocab_size: int) -> Self:
         """A freshly initialised float32 model on the CPU from a complete config."""
+        backbone: dict[str, Any] = {**BACKBONES[config.backbone]}
         ttt = TTTConfig(
             vocab_size=vocab_size,
             hidden_size=config.hidden_size,
@@ -90,7 +91,7 @@ class TTT(SequenceModel):
             conv_kernel=CONV_KERNEL,
             bos_token_id=None,
             eos_token_id=None,
-            **BACKBONES[config.backbone],
+            **backbone,
         )
         return cls(TTTForCausalLM(ttt))
 
@@ -101,7 +102,9 @@ class TTT(SequenceModel):
         model = load_checkpoint(config, TTTForCausalLM)
         found = model.config.ttt_layer_type
         if found != config.learner:
-            raise ValueError(f"checkpoint {config.checkpoint} holds learner {found!r}, ttt.learner is {config.learner!r}")
+            raise ValueError(
+                f"checkpoint {config.checkpoint} holds learner {found!r}, ttt.learner is {config.learner!r}"
+            )
         return cls(model)
 
     @property

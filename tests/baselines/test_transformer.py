@@ -1,0 +1,124 @@
+"""The Transformer is transformers' Llama, sized, continued and counted as the interface promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from baselines.config import SizeConfig, fit_to_size
+from baselines.transformer import Config, Transformer
+from tests.baselines import checks
+from tests.baselines.checks import VOCAB, tokens
+
+CONFIG = Config(hidden_size=24, num_layers=2, head_dim=6, intermediate_size=40)
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    torch.manual_seed(0)
+    return checks.disturb(Transformer.build(CONFIG, VOCAB))
+
+
+def test_logits_and_gradients_are_those_of_transformers(model: Transformer) -> None:
+    stock = LlamaForCausalLM(model.model.config)
+    stock.load_state_dict(model.model.state_dict())
+    ids, found = tokens(2, 33), []
+    for llama in (model.model, stock):
+        llama.zero_grad()
+        out = llama(ids, labels=ids)
+        out.loss.backward()
+        found.append((out.logits.detach(), [p.grad for p in llama.parameters()]))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
+def test_any_split_is_one_pass(model: Transformer) -> None:
+    checks.any_split_is_one_pass(model, torch.float32, 1e-5)
+    checks.any_split_is_one_pass(model, torch.float64, 1e-12)
+
+
+def test_float64_is_kept(model: Transformer) -> None:
+    checks.float64_is_kept(model)
+
+
+def test_rows_are_independent(model: Transformer) -> None:
+    checks.rows_are_independent(model)
+
+
+def test_generate_follows_forward(model: Transformer) -> None:
+    checks.generate_follows_forward(model)
+
+
+def test_saved_and_loaded(model: Transformer, tmp_path: Path) -> None:
+    checks.stock_transformers_loads_it(model, tmp_path)
+    loaded = Transformer.load(Config(checkpoint=str(tmp_path)))
+    assert not loaded.model.training
+    torch.testing.assert_close(loaded.forward(tokens(1, 9)), model.forward(tokens(1, 9)), rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match=r"holds a 'gpt2' model: family transformer loads 'llama' models"):
+        Transformer.load(Config(checkpoint=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"checkpoint .*nowhere: "):
+        Transformer.load(Config(checkpoint=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
+def test_options_reach_the_model(tie: bool, theta: float) -> None:
+    config = Config(
+        hidden_size=24, num_layers=1, head_dim=6, intermediate_size=40, tie_embeddings=tie, rope_theta=theta
+    )
+    llama = Transformer.build(config, VOCAB).model
+    assert config.parameters(VOCAB) == sum(p.numel() for p in llama.parameters())
+    second_pair = llama.model.rotary_emb.inv_freq[1]
+    torch.testing.assert_close(second_pair, torch.tensor(theta ** (-2 / 6)))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "hidden_size", "num_layers", "vocab_size"),
+    [(100_000, 48, 2, 256), (700_000, 128, 4, 256), (10_000_000, 320, 8, 256), (1_300_000_000, 2048, 24, 32_000)],
+)
+def test_sizes_are_met(parameters: int, hidden_size: int, num_layers: int, vocab_size: int) -> None:
+    size = SizeConfig(parameters, 0.02, hidden_size, num_layers, hidden_size // 4)
+    fitted = fit_to_size("transformer", Config(), size, vocab_size)
+    assert (fitted.hidden_size, fitted.num_layers, fitted.head_dim) == (hidden_size, num_layers, hidden_size // 4)
+    assert fitted.intermediate_size is not None
+    assert fitted.intermediate_size % 8 == 0
+    assert abs(fitted.parameters(vocab_size) / parameters - 1) < 0.02
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 0}, {"head_dim": 5}, {"hidden_size": 20, "head_dim": 8}])
+def test_impossible_options_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"^transformer: [a-z_]+="):
+        Config(**options)
+
+
+def test_flops_are_what_torch_counts_less_the_pairs_that_the_mask_hides(model: Transformer) -> None:
+    eager = checks.disturb(Transformer.build(CONFIG, VOCAB))
+    eager.model.set_attn_implementation("eager")
+    assert (model.kernel_path, eager.kernel_path) == ("sdpa", "eager")
+    length = 19
+    counted, hidden = checks.counted_flops(eager, length), 4 * 24 * 2 * (length * (length - 1) // 2)
+    seen = {"train": counted["train"] - 3 * hidden, "prefill": counted["prefill"] - hidden, "step": counted["step"]}
+    for mode, flops in seen.items():  # transformers before 5.23 makes the rotary angles by a product, 2e-4 of the whole
+        assert eager.flops(length, mode) == pytest.approx(flops, rel=3e-4)
+
+
+@torch.no_grad()
+def test_the_state_grows_by_a_key_and_a_value_a_token(model: Transformer) -> None:
+    for length in (5, 50):
+        _, state = model.prefill(tokens(3, length))
+        assert model.state_bytes(state) == 2 * 4 * 3 * 24 * 2 * length
+        _, state = model.step(tokens(3, 1), state)
+        assert model.state_bytes(state) == 2 * 4 * 3 * 24 * 2 * (length + 1)
+
+
+@torch.no_grad()
+def test_it_scores_far_beyond_any_training_length(model: Transformer) -> None:
+    loss = model.score(tokens(1, 3000), segment=700)
+    assert loss.shape == (1, 2999)
+    torch.testing.assert_close(loss, model.score(tokens(1, 3000), segment=3000), rtol=0, atol=1e-4)
