@@ -133,6 +133,7 @@ def initialise(model: MambaForCausalLM) -> None:
     Embeddings from N(0, 0.02); PyTorch's default for the in and x projections, the convolution and, divided by the
     square root of the depth, the out projection. transformers draws from N(0, 0.1). dt, A and D are alike in both.
     Not by the config's `rescale_prenorm_residual`, which makes transformers divide again whenever it loads the model.
+    A_log, a matrix in shape alone, is kept from weight decay.
     """
     nn.init.normal_(model.backbone.embeddings.weight, std=0.02)
     for mixer in model.modules():
@@ -140,3 +141,4 @@ def initialise(model: MambaForCausalLM) -> None:
             for part in (mixer.in_proj, mixer.x_proj, mixer.conv1d, mixer.out_proj):
                 part.reset_parameters()
             mixer.out_proj.weight.data.div_(math.sqrt(model.config.num_hidden_layers))
+            mixer.A_log._no_weight_decay = True  # type: ignore[attr-defined]
