@@ -86,7 +86,7 @@ class TTT(SequenceModel):
             num_attention_heads=config.hidden_size // config.head_dim,
             intermediate_size=config.intermediate_size,
             ttt_layer_type=config.learner,
-            ttt_base_lr=config.base_lr,
+            ttt_base_lr=config.base_lr or BASE_LEARNING_RATE[config.learner],
             mini_batch_size=config.mini_batch_size,
             conv_kernel=CONV_KERNEL,
             bos_token_id=None,

@@ -6,7 +6,7 @@ chunks of any size and left padding mix freely.
 
 Tokens can also be taken back (`crop`), as speculative decoding does with rejected ones. Inside the open mini-batch
 that drops rows. Across its start the old weights are needed, so a cache told to `rewind` keeps the last few
-mini-batches as they were before they closed; that costs their size once more each.
+mini-batches as they were before they closed, and more inputs of the convolutions; each costs its size once more.
 """
 
 import copy
@@ -56,7 +56,7 @@ class LayerState:
     def tensors(self) -> list[Tensor]:
         """Everything that is stored."""
         states = [*self.closed, *([] if self.fast is None else [self.fast])]
-        return [x for s in states for x in (*s.weights, s.keys, *s.rows)] + list(self.past.values())
+        return [x for s in states for x in (*s.weights, *s.rows)] + list(self.past.values())
 
     def each_row(self, function: Callable[[Tensor], Tensor], batch: int) -> None:
         """Apply `function` to every tensor as [B, ...]."""
@@ -65,8 +65,7 @@ class LayerState:
             return function(x.unflatten(0, (batch, -1))).flatten(0, 1)
 
         if self.fast is not None:
-            weights, keys, rows = self.fast
-            self.fast = FastWeights(tuple(map(per_head, weights)), per_head(keys), tuple(map(per_head, rows)))
+            self.fast = self.fast.each(per_head)
         self.past, self.closed = {name: function(x) for name, x in self.past.items()}, []
 
     def recall(self, name: str, count: int) -> Tensor | None:
@@ -95,6 +94,8 @@ class TTTCache:
         """Tokens read in each row, padding not counted."""
         self.columns = 0
         """Columns read, padding counted: what `generate` calls the sequence length."""
+        self.recorded = 0
+        """Columns read since the cache could rewind."""
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -110,7 +111,7 @@ class TTTCache:
     def copy(self) -> "TTTCache":
         """A cache of its own with the same contents."""
         other = TTTCache(self.config, self.rewind)
-        other.positions, other.columns = list(self.positions), self.columns
+        other.positions, other.columns, other.recorded = list(self.positions), self.columns, self.recorded
         other.layers = copy.deepcopy(self.layers)
         return other
 
@@ -128,6 +129,7 @@ class TTTCache:
         skipped = [0] * len(self.positions) if padding is None else padding.sum(1).tolist()
         self.positions = [p + length - s for p, s in zip(self.positions, skipped, strict=True)]
         self.columns += length
+        self.recorded += length if self.rewind else 0
 
     def activate_past_recording(self) -> None:
         """Be ready for `crop`; transformers calls this before speculative decoding."""
@@ -144,17 +146,18 @@ class TTTCache:
         target = position - removed
         mini_batches = position // size - target // size
         known = min((len(layer.closed) for layer in self.layers), default=0)
-        if target < 0 or mini_batches > known or removed > max(self.rewind, position % size):
-            raise ValueError(
-                f"crop takes back {removed} tokens of {position}; valid choices: at most rewind={self.rewind} tokens "
-                "read since, set by TTTCache(config, rewind=...)"
-            )
         if len(set(self.positions)) > 1:
             raise ValueError(f"crop with rows at positions {self.positions}; valid choices: rows at the same position")
+        if target < 0 or mini_batches > known or removed > min(self.rewind, self.recorded):
+            raise ValueError(
+                f"crop takes back {removed} of {position} tokens; valid choices: at most {self.rewind}, the rewind of "
+                "TTTCache(config, rewind=...), and only tokens read since it was set"
+            )
         for layer in self.layers:
             layer.take_back(removed, mini_batches, target % size)
         self.positions = [target] * len(self.positions)
         self.columns -= removed
+        self.recorded -= removed
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices`, in that order."""

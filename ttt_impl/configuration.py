@@ -4,14 +4,15 @@ Two groups of fields. The first is the official `TTTConfig`, so that a published
 second opens the inner loop: which task the learner solves, and which of the ingredients in the paper's ablation
 (arXiv 2407.04620, Table 1) it has. Their defaults are the published layer.
 
-One default differs on purpose. The inner learning rate is not stored in any checkpoint and the official code falls
-back to 1.0 for both learners, although TTT-MLP was trained with 0.1 (paper, App. C). Here a rate that is not
-given follows the learner: 1.0 for 'linear', 0.1 for 'mlp'.
+Mind the inner learning rate: no checkpoint stores it, and the official default is 1.0 for both learners, although
+TTT-MLP was trained with 0.1 (paper, App. C). `TTTConfig` keeps the official default, so that an official
+`config.json` means what it meant; `TTTConfig.preset` and the converter give each learner the rate it was trained with.
 """
 
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from ttt_impl.checks import check_choice, check_flag, check_integer, check_number
 
@@ -78,7 +79,7 @@ class TTTConfig(PreTrainedConfig):
     use_gate: bool = False
     share_qk: bool = False
     ttt_layer_type: str = "linear"
-    ttt_base_lr: float | None = None
+    ttt_base_lr: float = 1.0
     mini_batch_size: int = 16
     pre_conv: bool = False
     conv_kernel: int = 4
@@ -95,15 +96,8 @@ class TTTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Resolve the inner learning rate, refuse what cannot work, hand the rest to transformers."""
         check_choice("ttt_layer_type", self.ttt_layer_type, tuple(BASE_LEARNING_RATE))
-        if self.ttt_base_lr is None:
-            self.ttt_base_lr = self.base_lr
         self._check()
         super().__post_init__(**kwargs)
-
-    @property
-    def base_lr(self) -> float:
-        """The inner learning rate in force."""
-        return BASE_LEARNING_RATE[self.ttt_layer_type] if self.ttt_base_lr is None else self.ttt_base_lr
 
     @property
     def head_dim(self) -> int:
@@ -112,10 +106,12 @@ class TTTConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, size: str, ttt_layer_type: str = "linear", backbone: str = "mamba", **kwargs: Any) -> "TTTConfig":
-        """One of the paper's sizes ('125m', '350m', '760m', '1.3b') on one of its two backbones."""
+        """One of the paper's sizes ('125m', '350m', '760m', '1.3b') on one of its two backbones, at its inner rate."""
         check_choice("size", size, tuple(SIZES))
         check_choice("backbone", backbone, tuple(BACKBONES))
-        return cls(**(SIZES[size] | BACKBONES[backbone] | {"ttt_layer_type": ttt_layer_type} | kwargs))
+        check_choice("ttt_layer_type", ttt_layer_type, tuple(BASE_LEARNING_RATE))
+        learner: dict[str, Any] = {"ttt_layer_type": ttt_layer_type, "ttt_base_lr": BASE_LEARNING_RATE[ttt_layer_type]}
+        return cls(**(SIZES[size] | BACKBONES[backbone] | learner | kwargs))
 
     def _check(self) -> None:
         """Raise one clear line for the first field that cannot work."""
@@ -126,6 +122,7 @@ class TTTConfig(PreTrainedConfig):
         check_integer("scan_checkpoint_group_size", self.scan_checkpoint_group_size, least=0)
         check_choice("inner_task", self.inner_task, INNER_TASKS)
         check_choice("token_rate", self.token_rate, TOKEN_RATES)
+        check_choice("hidden_act", self.hidden_act, tuple(ACT2FN))
         for name in ("ttt_base_lr", "rope_theta", "rms_norm_eps", "initializer_range"):
             check_number(name, getattr(self, name))
         if self.hidden_size % (2 * self.num_attention_heads):

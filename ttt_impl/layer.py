@@ -40,6 +40,7 @@ class TTTLayer(nn.Module):
         self.kernel_path = ""
         """Which path of `ops.py` the last forward pass took."""
         width, heads, f = config.hidden_size, config.num_attention_heads, config.head_dim
+        self.heads, self.base_lr, self.weight_shapes = heads, config.ttt_base_lr, weight_shapes(config)
         self.q_proj = nn.Linear(width, width, bias=False)
         if not config.share_qk:
             self.k_proj = nn.Linear(width, width, bias=False)
@@ -61,8 +62,9 @@ class TTTLayer(nn.Module):
             self.g_proj = nn.Linear(width, width, bias=False)
         self.post_norm = nn.LayerNorm(width, eps=1e-6)
         if config.learnable_w0:
-            for name, shape in self._weight_shapes().items():
-                self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+            for name, shape in self.weight_shapes.items():
+                if config.inner_bias or name.startswith("W"):
+                    self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
     def forward(self, u: Tensor, reading: Reading, state: LayerState | None = None) -> Tensor:
         """u [B, L, C]; `state` is read and moved on."""
@@ -99,7 +101,7 @@ class TTTLayer(nn.Module):
             assert reading.first is not None
             rate = rate.masked_fill(reading.first[:, None], 0)
         work = torch.promote_types(u.dtype, torch.float32)
-        q, k, v = (x.to(work).unflatten(-1, (self.config.num_attention_heads, -1)) for x in (q, k, v))
+        q, k, v = (x.to(work).unflatten(-1, (self.heads, -1)) for x in (q, k, v))
         q, k = (rotate(x, reading.rotation) for x in (q, k))
         gamma, beta = self._inner_norm(work)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -110,7 +112,7 @@ class TTTLayer(nn.Module):
         like = self.post_norm.weight
         return tuple(
             parameter if (parameter := getattr(self, name, None)) is not None else like.new_zeros(shape)
-            for name, shape in self._weight_shapes(every=True).items()
+            for name, shape in self.weight_shapes.items()
         )
 
     def _queries_and_keys(self, u: Tensor, reading: Reading, state: LayerState | None) -> tuple[Tensor, Tensor]:
@@ -126,9 +128,9 @@ class TTTLayer(nn.Module):
 
     def _gate(self, u: Tensor) -> Tensor:
         """lr_j of every head, [B, H, L]."""
-        scale = self.config.base_lr * self.inner_lr_scale / self.config.head_dim
+        scale = self.base_lr * self.inner_lr_scale * self.heads / u.shape[-1]
         if not self.config.learnable_eta:
-            return u.new_full((len(u), self.config.num_attention_heads, u.shape[1]), scale)
+            return u.new_full((len(u), self.heads, u.shape[1]), scale)
         gate = F.linear(u, self.learnable_ttt_lr_weight[:, 0], self.learnable_ttt_lr_bias[:, 0])
         return scale * torch.sigmoid(gate).mT
 
@@ -145,17 +147,16 @@ class TTTLayer(nn.Module):
     def _inner_norm(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         if self.config.inner_norm:
             return self.ttt_norm_weight.to(dtype), self.ttt_norm_bias.to(dtype)
-        shape = self.config.num_attention_heads, self.config.head_dim
         like = self.post_norm.weight
+        shape = self.heads, len(like) // self.heads
         return like.new_ones(shape, dtype=dtype), like.new_zeros(shape, dtype=dtype)
 
-    def _weight_shapes(self, every: bool = False) -> dict[str, tuple[int, ...]]:
-        """Official names and shapes of W0."""
-        heads, f = self.config.num_attention_heads, self.config.head_dim
-        widths = [f, f] if self.config.ttt_layer_type == "linear" else [f, MLP_EXPANSION * f, f]
-        shapes: dict[str, tuple[int, ...]] = {}
-        for n, (rows, columns) in enumerate(pairwise(widths), 1):
-            shapes[f"W{n}"] = heads, rows, columns
-            if every or self.config.inner_bias:
-                shapes[f"b{n}"] = heads, 1, columns
-        return shapes
+
+def weight_shapes(config: TTTConfig) -> dict[str, tuple[int, ...]]:
+    """Official names and shapes of W0: W1, b1 for TTT-Linear, W1, b1, W2, b2 for TTT-MLP."""
+    heads, f = config.num_attention_heads, config.head_dim
+    widths = [f, f] if config.ttt_layer_type == "linear" else [f, MLP_EXPANSION * f, f]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for n, (rows, columns) in enumerate(pairwise(widths), 1):
+        shapes |= {f"W{n}": (heads, rows, columns), f"b{n}": (heads, 1, columns)}
+    return shapes

@@ -26,22 +26,23 @@ def misfit(
     config: TTTConfig, missing: Collection[str], unexpected: Collection[str], mismatched: Iterable[Mismatch]
 ) -> str | None:
     """One line that says why the checkpoint does not fit, None if it does."""
-    shapes = {key.rsplit(".", 1)[-1]: (tuple(theirs), tuple(ours)) for key, theirs, ours in mismatched}
+    different = sorted((key, tuple(theirs), tuple(ours)) for key, theirs, ours in mismatched)
+    shapes = {key.rsplit(".", 1)[-1]: theirs for key, theirs, _ in different}
     if "learnable_token_idx" in shapes:
-        size = shapes["learnable_token_idx"][0][0]
+        size = shapes["learnable_token_idx"][0]
         return f"mini_batch_size={config.mini_batch_size}, but the checkpoint has {size}; valid choices: {size}"
     if any(key.endswith(".W2") for key in (*missing, *unexpected)):
         theirs = "linear" if config.ttt_layer_type == "mlp" else "mlp"
         return f"ttt_layer_type={config.ttt_layer_type!r}, but the checkpoint has {theirs!r}; valid choices: {theirs!r}"
     for name in ("W1", "ttt_norm_weight"):
         if name in shapes:
-            heads, width = shapes[name][0][:2]
+            heads, width = shapes[name][:2]
             return (
                 f"num_attention_heads={config.num_attention_heads} of width {config.head_dim}, but the checkpoint has "
                 f"{heads} of width {width}; valid choices: num_attention_heads={heads}, hidden_size={heads * width}"
             )
-    for name, (theirs_shape, ours) in shapes.items():
-        return f"{name} has shape {theirs_shape} in the checkpoint and {ours} by the configuration"
+    for key, theirs_shape, ours_shape in different:
+        return f"{key} has shape {theirs_shape} in the checkpoint and {ours_shape} by the configuration"
     for keys, verb in ((missing, "lacks"), (unexpected, "has")):
         for key in sorted(keys):
             option = next((o for part, o in _BACKBONE.items() if part in key), None)
@@ -55,7 +56,7 @@ def misfit_of_state(config: TTTConfig, ours: Mapping[str, Tensor], theirs: Mappi
     mismatched = [
         (k, theirs[k].shape, ours[k].shape) for k in ours.keys() & theirs.keys() if ours[k].shape != theirs[k].shape
     ]
-    return misfit(config, ours.keys() - theirs.keys(), theirs.keys() - ours.keys(), sorted(mismatched))
+    return misfit(config, ours.keys() - theirs.keys(), theirs.keys() - ours.keys(), mismatched)
 
 
 @contextmanager

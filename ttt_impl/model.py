@@ -4,6 +4,7 @@
 (`attention_mask`) and documents packed in rows (`cu_seqlens`, or `position_ids` that restart at 0).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -83,6 +84,16 @@ class TTTModel(TTTPreTrainedModel):
         return given
 
 
+@dataclass
+class TTTCausalLMOutput(CausalLMOutputWithPast):
+    """Loss, logits, cache, hidden states."""
+
+    @property
+    def cache_params(self) -> Any:
+        """The official name of `past_key_values`."""
+        return self.past_key_values
+
+
 class TTTForCausalLM(TTTPreTrainedModel, GenerationMixin):
     """A TTT language model with its head, tied to the embeddings unless the configuration says otherwise."""
 
@@ -110,7 +121,7 @@ class TTTForCausalLM(TTTPreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+    ) -> TTTCausalLMOutput | tuple[Any, ...]:
         """input_ids [B, L] -> logits [B, L or logits_to_keep, V] in float32 at least, and the loss if there are labels.
 
         `labels` [B, L] are shifted here, -100 is ignored, and so is the first token of every packed document.
@@ -129,7 +140,7 @@ class TTTForCausalLM(TTTPreTrainedModel, GenerationMixin):
             packed = past_key_values is None and cache_params is None and attention_mask is None
             starts = document_starts(cu_seqlens, position_ids, h, not packed)
             loss = next_token_loss(logits, labels, starts, num_items_in_batch)
-        result = CausalLMOutputWithPast(
+        result = TTTCausalLMOutput(
             loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
         )
         return result.to_tuple() if return_dict is False else result

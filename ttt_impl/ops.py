@@ -30,6 +30,8 @@ SCANS = {
     ("mlp", "scan"): scan_mlp_fast,
     ("mlp", "autograd"): scan_mlp,
 }
+KEPT = {"scan": 20, "autograd": 110}
+"""Numbers a path keeps for its backward pass, for each token and feature of a head; measured, and rounded up."""
 
 
 class TTTResult(NamedTuple):
@@ -82,7 +84,8 @@ def _run(
             step = step_linear if kind == "linear" else step_mlp
             output, after = step(inputs, learner, layout, state)
             return TTTResult(output.to(dtype), after, path, (state,) if record and after is not state else ())
-        walk = Walk(SCANS[kind, path], learner, layout, fold(weights, len(inputs.q), learner.bias), group, record)
+        fresh = fold(weights, len(inputs.q), learner.bias)
+        walk = Walk(SCANS[kind, path], learner, layout, fresh, group, KEPT[path], record)
         output, end, closed = walk.run(inputs, state, keep_state)
     return TTTResult(output.to(dtype), end, path, closed)
 

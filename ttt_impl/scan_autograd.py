@@ -40,7 +40,7 @@ class Scan(NamedTuple):
     z_bar: Tensor
     weights: Weights
     rows: Rows
-    """TTT-Linear: (Ghat,) [M, N, K, f]. TTT-MLP: (Ghat1 [M, N, K, 4f], x2 [M, N, K, 4f + 1], Ghat2 [M, N, K, f])."""
+    """TTT-Linear: (Ghat,) [M, N, K, f]. TTT-MLP: (Ghat1 [M, N, K, 4f], Ghat2 [M, N, K, f])."""
 
 
 def scan_linear(p: Prepared, start: Weights, norm: bool, resets: Resets, pending: Rows | None) -> Scan:
@@ -67,7 +67,7 @@ def scan_mlp(p: Prepared, start: Weights, norm: bool, resets: Resets, pending: R
             w1, w2 = (torch.where(resets.where[m], new, w) for new, w in zip(resets.fresh, (w1, w2), strict=True))
         z1 = p.k[m] @ w1
         x2, s = gelu(z1)
-        slope = gelu_slope(z1, x2, s)
+        slope = gelu_slope(z1, s)
         x2 = F.pad(x2, (0, bias), value=1.0)
         ghat2 = rate_weighted_gradient(x2 @ w2, p, m, norm)
         ghat1 = (ghat2 @ w2[:, : w1.shape[2]].mT) * slope
@@ -75,7 +75,7 @@ def scan_mlp(p: Prepared, start: Weights, norm: bool, resets: Resets, pending: R
             ghat1, ghat2 = ghat1 + pending[0], ghat2 + pending[1]
         y2 = F.pad(gelu(p.q[m] @ w1 - p.scores[m] @ ghat1)[0], (0, bias), value=1.0)
         z_bars.append(y2 @ w2 - (p.causal * (y2 @ x2.mT)) @ ghat2)
-        rows.append((ghat1, x2, ghat2))
+        rows.append((ghat1, ghat2))
         w1, w2 = w1 - p.fast_step[m].mT @ ghat1, w2 - x2.mT @ (p.last[m] * ghat2)
     return Scan(torch.stack(z_bars), (w1, w2), tuple(torch.stack(r) for r in zip(*rows, strict=True)))
 

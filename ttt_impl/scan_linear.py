@@ -12,7 +12,9 @@ of the weights after mini-batch m and names as in `prepared.py`:
 Autograd would arrive at the same numbers with three times the operations.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +25,19 @@ from ttt_impl.learner import Weights
 from ttt_impl.prepared import Prepared
 from ttt_impl.scan_autograd import Resets, Scan
 from ttt_impl.state import Rows
+
+Backward = TypeVar("Backward", bound=Callable[..., Any])
+
+
+def full_precision(backward: Backward) -> Backward:
+    """Keep autocast out of a hand-written backward, as `ops.py` keeps it out of the forward."""
+
+    @wraps(backward)
+    def run(ctx: Any, *gradients: Tensor) -> Any:
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return backward(ctx, *gradients)
+
+    return cast(Backward, run)
 
 
 def scan_linear_fast(p: Prepared, start: Weights, norm: bool, resets: Resets, pending: Rows | None) -> Scan:
@@ -60,6 +75,7 @@ class _ScanLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @full_precision
     def backward(ctx: Any, dz_bar: Tensor, dw: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, k, fast_step, scores, slope, weights, ghat, *flat_steps = ctx.saved_tensors
         ones, size = unit_affine(slope), q.shape[2]

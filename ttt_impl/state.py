@@ -5,11 +5,13 @@ and the sum written at every token. But a mini-batch that is still open has seen
 rank-one gradient: keeping those rows (2 f numbers a token for TTT-Linear, 10 f for TTT-MLP) is exact and far smaller.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ttt_impl.gelu import gelu
 from ttt_impl.learner import Weights
 
 Rows = tuple[Tensor, ...]
@@ -23,15 +25,34 @@ class FastWeights(NamedTuple):
 
     weights: Weights
     """(W [N, f1, f],) or (W1 [N, f1, 4f], W2 [N, 4f + 1, f])."""
-    keys: Tensor
-    """[N, K, f1]."""
     rows: Rows
-    """(Ghat [N, K, f],) or (Ghat1 [N, K, 4f], x2 [N, K, 4f + 1], Ghat2 [N, K, f]); Ghat is zero in slots not taken."""
+    """Keys, then gradients, then TTT-MLP's hidden layer: (k [N, K, f1], Ghat [N, K, f]) or
+    (k, Ghat1 [N, K, 4f], Ghat2 [N, K, f], x2 [N, K, 4f + 1]). The gradients of slots not taken are zero."""
+
+    @property
+    def gradients(self) -> Rows:
+        """(Ghat,) or (Ghat1, Ghat2)."""
+        return self.rows[1 : 1 + len(self.weights)]
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> "FastWeights":
+        """Apply `function` to every tensor."""
+        return FastWeights(tuple(map(function, self.weights)), tuple(map(function, self.rows)))
 
     def first_rows(self, count: int) -> "FastWeights":
         """The same mini-batch when it held only `count` rows."""
-        keys, *rows = (torch.cat([x[:, :count], torch.zeros_like(x[:, count:])], 1) for x in (self.keys, *self.rows))
-        return FastWeights(self.weights, keys, tuple(rows))
+        return self._replace(
+            rows=tuple(torch.cat([x[:, :count], torch.zeros_like(x[:, count:])], 1) for x in self.rows)
+        )
+
+
+def with_hidden(weights: Weights, rows: Rows) -> FastWeights:
+    """FastWeights from keys and gradients: the hidden layer of TTT-MLP follows from the keys."""
+    if len(weights) == 1:
+        return FastWeights(weights, rows)
+    x2 = gelu(rows[0] @ weights[0])[0]
+    if weights[1].shape[1] > x2.shape[-1]:
+        x2 = torch.cat([x2, x2.new_ones(*x2.shape[:-1], 1)], -1)
+    return FastWeights(weights, (*rows, x2))
 
 
 def fold(weights: Weights, batch: int, bias: bool) -> Weights:
@@ -48,8 +69,3 @@ def unfold(weights: Weights, batch: int, bias: bool) -> Weights:
         w = w.unflatten(0, (batch, -1))
         result += [w[:, :, :-1], w[:, :, -1:]] if bias else [w, torch.zeros_like(w[:, :, :1])]
     return tuple(result)
-
-
-def pending_gradients(rows: Rows) -> Rows:
-    """Of the rows of an open mini-batch, those the scan cannot recompute: the Ghat, without TTT-MLP's x2."""
-    return rows[::2]

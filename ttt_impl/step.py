@@ -41,34 +41,34 @@ class _Chunk:
 
 def step_linear(inputs: Inputs, learner: Learner, layout: Layout, state: FastWeights) -> tuple[Tensor, FastWeights]:
     """Output [B, H, n, f] and the state after it."""
-    chunk, (w,), (ghat,) = _Chunk(inputs, learner, layout), state.weights, state.rows
+    chunk, (w,), (keys, ghat) = _Chunk(inputs, learner, layout), state.weights, state.rows
     z, z_bar = torch.bmm(torch.cat([chunk.wide_k, chunk.wide_q], 1), w).chunk(2, 1)
-    chunk.put(state.keys, chunk.wide_k)
+    chunk.put(keys, chunk.wide_k)
     chunk.put(ghat, chunk.rate * learner.gradient(z, chunk.target, chunk.gamma, chunk.beta))
-    z_bar = torch.baddbmm(z_bar, chunk.causal * (chunk.wide_q @ state.keys.mT), ghat, alpha=-1)
+    z_bar = torch.baddbmm(z_bar, chunk.causal * (chunk.wide_q @ keys.mT), ghat, alpha=-1)
     if chunk.closing is not None:
-        w = torch.baddbmm(w, (chunk.last * chunk.closing * state.keys).mT, ghat, alpha=-1)
+        w = torch.baddbmm(w, (chunk.last * chunk.closing * keys).mT, ghat, alpha=-1)
         state = _opened((w,), chunk.closing, state)
     return learner.output(chunk.q, z_bar, chunk.gamma, chunk.beta).view_as(inputs.q), state
 
 
 def step_mlp(inputs: Inputs, learner: Learner, layout: Layout, state: FastWeights) -> tuple[Tensor, FastWeights]:
     """Output [B, H, n, f] and the state after it."""
-    chunk, (w1, w2), (ghat1, x2, ghat2) = _Chunk(inputs, learner, layout), state.weights, state.rows
+    chunk, (w1, w2), (keys, ghat1, ghat2, x2) = _Chunk(inputs, learner, layout), state.weights, state.rows
     z1, z1_bar = torch.bmm(torch.cat([chunk.wide_k, chunk.wide_q], 1), w1).chunk(2, 1)
     hidden, s = gelu(z1)
     new_x2 = _widen(hidden, learner.bias)
     gradient = chunk.rate * learner.gradient(new_x2 @ w2, chunk.target, chunk.gamma, chunk.beta)
-    chunk.put(state.keys, chunk.wide_k)
-    chunk.put(x2, new_x2)
+    chunk.put(keys, chunk.wide_k)
+    chunk.put(ghat1, (gradient @ w2[:, : z1.shape[-1]].mT) * gelu_slope(z1, s))
     chunk.put(ghat2, gradient)
-    chunk.put(ghat1, (gradient @ w2[:, : z1.shape[-1]].mT) * gelu_slope(z1, hidden, s))
-    z1_bar = torch.baddbmm(z1_bar, chunk.causal * (chunk.wide_q @ state.keys.mT), ghat1, alpha=-1)
+    chunk.put(x2, new_x2)
+    z1_bar = torch.baddbmm(z1_bar, chunk.causal * (chunk.wide_q @ keys.mT), ghat1, alpha=-1)
     y2 = _widen(gelu(z1_bar)[0], learner.bias)
     z_bar = torch.baddbmm(y2 @ w2, chunk.causal * (y2 @ x2.mT), ghat2, alpha=-1)
     if chunk.closing is not None:
         rate = chunk.last * chunk.closing
-        w1 = torch.baddbmm(w1, (rate * state.keys).mT, ghat1, alpha=-1)
+        w1 = torch.baddbmm(w1, (rate * keys).mT, ghat1, alpha=-1)
         w2 = torch.baddbmm(w2, (rate * x2).mT, ghat2, alpha=-1)
         state = _opened((w1, w2), chunk.closing, state)
     return learner.output(chunk.q, z_bar, chunk.gamma, chunk.beta).view_as(inputs.q), state
@@ -91,5 +91,4 @@ def _closing(layout: Layout, heads: int, device: torch.device) -> Tensor | None:
 
 def _opened(weights: Weights, closing: Tensor, state: FastWeights) -> FastWeights:
     """The next mini-batch: new weights, and no rows where the last one closed; `state` stays as it is."""
-    keys, *rows = (x.masked_fill(closing, 0) for x in (state.keys, *state.rows))
-    return FastWeights(weights, keys, tuple(rows))
+    return FastWeights(weights, tuple(x.masked_fill(closing, 0) for x in state.rows))

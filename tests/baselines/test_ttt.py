@@ -114,8 +114,8 @@ def test_inner_flops_at_the_published_head_width(learner: str, published: int) -
 
 @pytest.mark.parametrize(("learner", "rate"), [("linear", 1.0), ("mlp", 0.1)])
 def test_the_inner_rate_is_the_papers_unless_given(learner: str, rate: float) -> None:
-    assert TTT.build(Config(learner=learner, **SHAPE), VOCAB).model.config.base_lr == rate
-    assert TTT.build(Config(learner=learner, base_lr=0.3, **SHAPE), VOCAB).model.config.base_lr == 0.3
+    assert TTT.build(Config(learner=learner, **SHAPE), VOCAB).model.config.ttt_base_lr == rate
+    assert TTT.build(Config(learner=learner, base_lr=0.3, **SHAPE), VOCAB).model.config.ttt_base_lr == 0.3
 
 
 @pytest.mark.parametrize(("learner", "backbone"), KINDS)

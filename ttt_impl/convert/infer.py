@@ -10,7 +10,7 @@ where there is one, adds what weights cannot say, and must agree with them on th
 import re
 from typing import Any
 
-from ttt_impl.configuration import SIZES, TTTConfig
+from ttt_impl.configuration import BASE_LEARNING_RATE, SIZES, TTTConfig
 from ttt_impl.convert.errors import CheckpointError
 from ttt_impl.convert.flax_array import Shape
 
@@ -52,9 +52,11 @@ def infer_config(shapes: dict[str, Shape], declared: dict[str, Any]) -> TTTConfi
     layers = {int(found[1]) for name in shapes if (found := re.match(r"model\.layers\.(\d+)\.", name))}
     if absent := set(range(len(layers))) - layers:
         raise CheckpointError(f"missing layer {min(absent)}: the file has layers up to {max(layers)}")
+    learner = _learner(shapes)
+    trained_with: dict[str, Any] = {"ttt_base_lr": BASE_LEARNING_RATE[learner]}
     fields: dict[str, Any] = {
         "num_hidden_layers": len(layers),
-        "ttt_layer_type": _learner(shapes),
+        "ttt_layer_type": learner,
         "use_gate": f"{_BLOCK}g_proj.weight" in shapes,
         "share_qk": f"{_BLOCK}k_proj.weight" not in shapes,
         "pre_conv": f"{_FIRST}conv.conv.weight" in shapes,
@@ -67,7 +69,8 @@ def infer_config(shapes: dict[str, Shape], declared: dict[str, Any]) -> TTTConfi
         if declared.get(name, value) != value:
             raise CheckpointError(f"config.json says {name}={declared[name]!r}, the weights say {value!r}")
     try:
-        return TTTConfig(**{name: declared[name] for name in TTTConfig.__annotations__ if name in declared} | fields)
+        known = {name: declared[name] for name in TTTConfig.__annotations__ if name in declared}
+        return TTTConfig(**(trained_with | known | fields))
     except ValueError as error:
         raise CheckpointError(str(error)) from error
 
