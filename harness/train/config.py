@@ -13,7 +13,7 @@ class TrainConfig:
     weight decay 0.1, gradients clipped to norm 1, warm-up over a tenth of the steps, cosine to 1e-5.
     """
 
-    tokens: int = 400_000
+    tokens: int = 600_000
     length: int = 256
     batch_size: int = 4
     learning_rate: float = 3e-3
