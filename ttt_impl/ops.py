@@ -3,8 +3,10 @@
     'scan'      the hand-differentiated scan over mini-batches (`scan_linear.py`, `scan_mlp.py`); differentiable once
     'autograd'  the same dual form as a plain loop (`scan_autograd.py`); differentiable any number of times
     'step'      a few tokens inside the open mini-batch of a cache (`step.py`); not differentiable
+    'fused-cuda'  TTT-Linear's kernels (`kernels/`), bfloat16 on a CUDA device; differentiable once
 
-'auto' takes 'step' where it applies and 'scan' otherwise. Inputs in half precision are computed, and their fast
+'auto' takes 'step' where it applies and 'scan' otherwise. It leaves 'fused-cuda' alone: the kernels are proved in
+emulation and have yet to run on a GPU. Inputs in half precision are computed, and their fast
 weights kept, in float32.
 """
 
@@ -23,7 +25,7 @@ from ttt_impl.state import FastWeights, fold
 from ttt_impl.step import step_linear, step_mlp
 from ttt_impl.walk import Walk, is_differentiated
 
-PATHS = ("auto", "scan", "autograd", "step")
+PATHS = ("auto", "scan", "autograd", "step", "fused-cuda")
 SCANS = {
     ("linear", "scan"): scan_linear_fast,
     ("linear", "autograd"): scan_linear,
@@ -74,11 +76,13 @@ def _run(
     state: FastWeights | None, keep_state: bool, path: str, group: int, record: int,
 ) -> TTTResult:  # fmt: skip
     check_choice("path", path, PATHS)
+    layout = layout or plain(inputs.q.shape[2], len(inputs.tok), inputs.q.device)
+    if path == "fused-cuda":
+        return _fused_cuda(kind, inputs, weights, learner, layout, state, keep_state, record)
     dtype = inputs.q.dtype
     work = torch.promote_types(dtype, torch.float32)
     with torch.autocast(inputs.q.device.type, enabled=False):
         inputs, weights = Inputs(*(x.to(work) for x in inputs)), tuple(w.to(work) for w in weights)
-        layout = layout or plain(inputs.q.shape[2], len(inputs.tok), inputs.q.device)
         path = _pick(path, layout, state, is_differentiated(inputs, weights))
         if path == "step" and state is not None:
             step = step_linear if kind == "linear" else step_mlp
@@ -88,6 +92,23 @@ def _run(
         walk = Walk(SCANS[kind, path], learner, layout, fresh, group, KEPT[path], record)
         output, end, closed = walk.run(inputs, state, keep_state)
     return TTTResult(output.to(dtype), end, path, closed)
+
+
+def _fused_cuda(
+    kind: str, inputs: Inputs, weights: Weights, learner: Learner, layout: Layout,
+    state: FastWeights | None, keep_state: bool, record: int,
+) -> TTTResult:  # fmt: skip
+    """The kernels' answer; refused where they do not fit, since they were asked for by name."""
+    from ttt_impl.kernels import fused_cuda
+
+    differentiated = is_differentiated(inputs, weights)
+    if not fused_cuda.supports(kind, inputs, learner, layout, state, keep_state, record, differentiated):
+        raise ValueError(
+            "path='fused-cuda' needs the published TTT-Linear with mini-batches of 16, head width 64, 96 or 128, "
+            "bfloat16 on a CUDA device, and a compiler; valid choices here: 'auto', 'scan', 'autograd'"
+        )
+    output, after = fused_cuda.run(inputs, weights, layout, state, keep_state, differentiated)
+    return TTTResult(output, after, fused_cuda.PATH)
 
 
 def _pick(path: str, layout: Layout, state: FastWeights | None, differentiated: bool) -> str:
