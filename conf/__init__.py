@@ -1,0 +1,1 @@
+"""What to compare: YAML only. A package, so that the files travel with it."""
