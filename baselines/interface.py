@@ -107,6 +107,10 @@ class SequenceModel(ABC):
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(state)}
         return sum(storages.values())
 
+    def diagnostics(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """Curves [layers, L] that the family can draw of itself reading `input_ids` [B, L], as "group: series"."""
+        return {}
+
     def save(self, folder: Path) -> None:
         """Write safetensors weights and config.json, readable by `from_pretrained`."""
         self.model.save_pretrained(folder)

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
+from torch import Tensor
+
 from baselines._checkpoint import load_checkpoint
 from baselines.config import FamilyConfig, SizeConfig, completed
 from baselines.interface import Mode, SequenceModel
 from ttt_impl import TTTConfig, TTTForCausalLM
 from ttt_impl.configuration import BACKBONES, BASE_LEARNING_RATE
+from ttt_impl.diagnostics import inner_diagnostics
 
 CONV_KERNEL = 4
 
@@ -111,6 +114,18 @@ class TTT(SequenceModel):
     def kernel_path(self) -> str:
         """The path of `ttt_impl.ops` that ran last; before any forward `scan`, which whole sequences take."""
         return self.model.model.layers[0].seq_modeling_block.kernel_path or "scan"
+
+    def diagnostics(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """Inner losses (paper, Fig. 4), how far the fast weights are from W0, relative to it, and the learned rate."""
+        found = inner_diagnostics(self.model, input_ids)
+        change = (found.weight_change / found.weight_norm[..., None]).mean(1)
+        return {
+            "inner loss: W0": found.loss_initial.mean(1),
+            "inner loss: before the mini-batch": found.loss_before.mean(1),
+            "inner loss: after the token's step": found.loss_after.mean(1),
+            "|W - W0| / |W0|: after the mini-batch": change.repeat_interleave(self.model.config.mini_batch_size, 1),
+            "inner learning rate: mean over heads": found.learning_rate.mean(1),
+        }
 
     def flops(self, length: int, mode: Mode) -> int:
         """Per token: 2 a weight of projections, SwiGLU, rates, convolutions and head, and the inner loop of every head.

@@ -19,6 +19,7 @@ from harness.provenance import provenance
 from harness.records import (
     Conditions,
     Decode,
+    Diagnostics,
     Gate,
     Loaded,
     PositionCurve,
@@ -31,7 +32,7 @@ from harness.records import (
 )
 from harness.worker import Outcome, Worker, server_context
 
-STAGES = {"obtain": "train", "gate": "gate", "position": "score"}
+STAGES = {"obtain": "train", "gate": "gate", "position": "score", "diagnostics": "diagnose"}
 
 
 class Comparison:
@@ -107,8 +108,8 @@ class Comparison:
     def _missing(self, job: Job) -> list[str]:
         if job.family is None:
             return [] if self._good(PositionCurve.kind, job.name) else ["position"]
-        steps = [step for step, kind in (("gate", Gate.kind), ("position", PositionCurve.kind))
-                 if not self._good(kind, job.name)]  # fmt: skip
+        kinds = (Gate.kind, PositionCurve.kind, Diagnostics.kind)
+        steps = [kind for kind in kinds if not self._good(kind, job.name)]
         obtained = self._good(Loaded.kind if job.family.checkpoint else Training.kind, job.name)
         return ["obtain", *steps] if steps or not obtained else []
 

@@ -90,6 +90,19 @@ class PositionCurve(Values):
 
 
 @dataclass
+class Diagnostics(Values):
+    """What a model reports of itself while it reads: named curves over position, empty where a family has none.
+
+    `curves` maps "group: series" to layers × points, each point the mean of `stride` tokens and of `documents`.
+    """
+
+    kind: ClassVar[str] = "diagnostics"
+    documents: int
+    stride: int
+    curves: dict[str, list[list[float]]]
+
+
+@dataclass
 class TrainStep(Values):
     """Wall seconds of each timed training step (forward, backward, optimiser) of batch × length tokens."""
 

@@ -28,9 +28,10 @@ from harness.data.tokens import TokenStore
 from harness.gate import run_gate
 from harness.jobs import Job, Shape
 from harness.measure.clock import clock_for
+from harness.measure.diagnostics import diagnose
 from harness.measure.position import Score, position_curve
 from harness.measure.scenarios import DecodeScenario, PrefillScenario, Scenario, TrainStepScenario
-from harness.records import Gate, Loaded, PositionCurve, Training, Values
+from harness.records import Diagnostics, Gate, Loaded, PositionCurve, Training, Values
 from harness.train.checkpoint import finished_training, save_checkpoint
 from harness.train.loop import Trainer
 
@@ -178,6 +179,10 @@ class ModelSession(Session):
             return self.measured.score(rows)[0].float().cpu().numpy()
 
         return score
+
+    def diagnostics(self) -> Diagnostics:
+        """What the model reports of itself on test documents."""
+        return diagnose(self.baseline, self.tokens.documents("test"), self.config.max_length, self.job.device)
 
     def kernel_path(self) -> str:
         """The implementation that the last forward ran on."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from harness import statistics
-from harness.records import Decode, Prefill, TrainStep
+from harness.records import Decode, Diagnostics, Prefill, TrainStep
 from harness.report import formats
 from harness.report.collect import Run
 from harness.report.curves import Curves
@@ -85,3 +87,26 @@ def all_timings(run: Run) -> Table | None:
     ]
     caption = "Wall time of one training step, one prefill or one decoded token; raw values lie in records.jsonl."
     return Table("timings", "Every timing", caption, columns, rows, folded=True) if rows else None
+
+
+def all_diagnostics(run: Run) -> Table | None:
+    """The curves that models report of themselves, layer by layer: where they begin and where they end."""
+    rows = [
+        {
+            "model": name, "curve": curve, "layer": layer,
+            "first": points[0], "last": float(np.mean(points[3 * len(points) // 4 :])),
+        }
+        for name in run.models
+        for values in run.values(Diagnostics, name)[:1]
+        for curve, layers in values.curves.items()
+        for layer, points in enumerate(layers)
+    ]  # fmt: skip
+    columns = [
+        Column("model", "model", text=True),
+        Column("curve", "curve", text=True),
+        Column("layer", "layer"),
+        Column("first", "first point", formats.significant),
+        Column("last", "last quarter", formats.significant),
+    ]
+    caption = "Of the first seed; every point of every layer lies in records.jsonl."
+    return Table("diagnostics", "Every diagnostic", caption, columns, rows, folded=True) if rows else None

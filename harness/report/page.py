@@ -22,7 +22,7 @@ from rich.text import Text
 from harness.report.collect import Run, collect
 from harness.report.conditions import conditions, gate, job, provenance
 from harness.report.curves import Curves
-from harness.report.details import all_buckets, all_timings, seeds
+from harness.report.details import all_buckets, all_diagnostics, all_timings, seeds
 from harness.report.figures import draw
 from harness.report.figures.axes import Drawn
 from harness.report.summary import differences, summary
@@ -59,7 +59,7 @@ def make_tables(run: Run, curves: Curves) -> list[Table]:
     """Every table that the records allow, in the order of the page."""
     made = [
         summary(run, curves), differences(run, curves), seeds(run, curves), gate(run), conditions(run), job(run),
-        provenance(run), all_buckets(curves), all_timings(run),
+        provenance(run), all_buckets(curves), all_timings(run), all_diagnostics(run),
     ]  # fmt: skip
     return [table for table in made if table is not None]
 

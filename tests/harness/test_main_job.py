@@ -53,7 +53,7 @@ def test_every_measurement_becomes_a_row_with_its_provenance(small: RunConfig) -
     assert set(found) == {
         ("training", "gru", 0), ("gate", "gru", 0), ("position", "gru", 0), ("position", "2-gram", 0),
         ("train_step", "gru", 32), ("prefill", "gru", 32), ("prefill", "gru", 64), ("decode", "gru", 16),
-        ("finish", "", 0),
+        ("diagnostics", "gru", 0), ("finish", "", 0),
     }  # fmt: skip
     for row in found.values():
         assert row.status == "ok"

@@ -14,6 +14,7 @@ from harness.report.collect import Run
 from harness.report.curves import Curves
 from harness.report.figures.axes import Drawn
 from harness.report.figures.cost import decode, prefill
+from harness.report.figures.diagnostics import diagnostics
 from harness.report.figures.quality import position
 from harness.report.figures.tradeoff import quality_cost
 from harness.report.figures.training import training
@@ -25,7 +26,10 @@ _METADATA = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"Creation
 def draw(run: Run, curves: Curves, folder: Path) -> list[Drawn]:
     """Draw every figure that the records allow into `folder`, each as NAME.svg, NAME.png and NAME.pdf."""
     with matplotlib.style.context(STYLE, after_reset=True):
-        made = [position(run, curves), prefill(run), decode(run), training(run, curves), quality_cost(run, curves)]
+        made = [
+            position(run, curves), prefill(run), decode(run), training(run, curves), quality_cost(run, curves),
+            diagnostics(run),
+        ]  # fmt: skip
         drawn = [figure for figure in made if figure is not None]
         for figure in drawn:
             for kind, metadata in _METADATA.items():
