@@ -73,13 +73,36 @@ def fit_to_size(name: str, config: C, size: SizeConfig, vocab_size: int) -> C:
     return nearest
 
 
-def given(config: FamilyConfig, name: str, default: int) -> int:
-    """The option `name` where the user set it, else `default`."""
-    value = getattr(config, name)
-    return default if value is None else value
-
-
 def completed(config: C, **values: Any) -> C:
     """A copy of `config` in which the named options that are still None take these values."""
     missing = {k: v for k, v in values.items() if getattr(config, k) is None}
     return dataclasses.replace(config, **missing)
+
+
+@dataclass
+class BlockConfig(FamilyConfig):
+    """Sizes of the families that stack blocks of a mixer with heads and a SwiGLU layer; None: taken from `size`."""
+
+    hidden_size: int | None = None
+    num_layers: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    """Width of the SwiGLU layer; None: whatever brings the model to `size.parameters`, in steps of 8."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_layers", "head_dim", "intermediate_size"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{self.family}: {name}={value} must be positive")
+        if self.head_dim is not None and self.head_dim % 2:
+            raise ValueError(f"{self.family}: head_dim={self.head_dim} must be even, rotary positions turn pairs")
+        if self.hidden_size is not None and self.head_dim is not None and self.hidden_size % self.head_dim:
+            raise ValueError(
+                f"{self.family}: hidden_size={self.hidden_size} is not a multiple of head_dim={self.head_dim}"
+            )
+
+    def candidates(self, size: SizeConfig) -> Iterable[Self]:
+        """The shape of `size` with every SwiGLU width up to 16 times the hidden size, in steps of 8."""
+        shape = completed(self, hidden_size=size.hidden_size, num_layers=size.num_layers, head_dim=size.head_dim)
+        for intermediate_size in range(8, 16 * (shape.hidden_size or 0) + 8, 8):
+            yield completed(shape, intermediate_size=intermediate_size)

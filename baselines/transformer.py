@@ -7,7 +7,6 @@ have no end: what happens beyond the training length is measured, not forbidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,40 +15,22 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from baselines._checkpoint import load_checkpoint
 from baselines._precision import widen_norms
-from baselines.config import FamilyConfig, SizeConfig, completed
+from baselines.config import BlockConfig, FamilyConfig
 from baselines.interface import Mode, SequenceModel
 
 
 @dataclass
-class Config(FamilyConfig):
+class Config(BlockConfig):
     """Options of the Transformer; its sizes are taken from `size` where they are None."""
 
     family: str = "transformer"
-    hidden_size: int | None = None
-    num_layers: int | None = None
-    head_dim: int | None = None
-    intermediate_size: int | None = None
-    """Width of the SwiGLU layer; None: whatever brings the model to `size.parameters`, in steps of 8."""
     rope_theta: float = 10_000.0
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "head_dim", "intermediate_size", "rope_theta"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"transformer: {name}={value} must be positive")
-        if self.head_dim is not None and self.head_dim % 2:
-            raise ValueError(f"transformer: head_dim={self.head_dim} must be even, rotary positions turn pairs")
-        if self.hidden_size is not None and self.head_dim is not None and self.hidden_size % self.head_dim:
-            raise ValueError(
-                f"transformer: hidden_size={self.hidden_size} is not a multiple of head_dim={self.head_dim}"
-            )
-
-    def candidates(self, size: SizeConfig) -> Iterator[Self]:
-        """The shape of `size` with every SwiGLU width up to 16 times the hidden size, in steps of 8."""
-        shape = completed(self, hidden_size=size.hidden_size, num_layers=size.num_layers, head_dim=size.head_dim)
-        for intermediate_size in range(8, 16 * (shape.hidden_size or 0) + 8, 8):
-            yield completed(shape, intermediate_size=intermediate_size)
+        super().__post_init__()
+        if self.rope_theta <= 0:
+            raise ValueError(f"transformer: rope_theta={self.rope_theta} must be positive")
 
     def parameters(self, vocab_size: int) -> int:
         """Embedding (twice if untied), then per layer four square projections, SwiGLU and two norms; the last norm."""

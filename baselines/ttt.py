@@ -6,14 +6,13 @@ mini-batch that is still open, of the same size after any number of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor
 
 from baselines._checkpoint import load_checkpoint
-from baselines.config import FamilyConfig, SizeConfig, completed
+from baselines.config import BlockConfig, FamilyConfig
 from baselines.interface import Mode, SequenceModel
 from ttt_impl import TTTConfig, TTTForCausalLM
 from ttt_impl.configuration import BACKBONES, BASE_LEARNING_RATE
@@ -23,39 +22,25 @@ CONV_KERNEL = 4
 
 
 @dataclass
-class Config(FamilyConfig):
+class Config(BlockConfig):
     """Options of TTT; its sizes are taken from `size` where they are None."""
 
     family: str = "ttt"
     learner: str = "linear"
     backbone: str = "mamba"
-    hidden_size: int | None = None
-    num_layers: int | None = None
-    head_dim: int | None = None
-    intermediate_size: int | None = None
-    """Width of the SwiGLU layer; None: whatever brings the model to `size.parameters`, in steps of 8."""
     mini_batch_size: int = 16
     base_lr: float | None = None
     """Inner learning rate; None: the paper's, 1.0 for 'linear' and 0.1 for 'mlp' (appendix C)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, choices in (("learner", BASE_LEARNING_RATE), ("backbone", BACKBONES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"ttt: {name}={getattr(self, name)!r} must be one of {', '.join(choices)}")
-        for name in ("hidden_size", "num_layers", "head_dim", "intermediate_size", "mini_batch_size", "base_lr"):
+        for name in ("mini_batch_size", "base_lr"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"ttt: {name}={value} must be positive")
-        if self.head_dim is not None and self.head_dim % 2:
-            raise ValueError(f"ttt: head_dim={self.head_dim} must be even, rotary positions turn pairs")
-        if self.hidden_size is not None and self.head_dim is not None and self.hidden_size % self.head_dim:
-            raise ValueError(f"ttt: hidden_size={self.hidden_size} is not a multiple of head_dim={self.head_dim}")
-
-    def candidates(self, size: SizeConfig) -> Iterator[Self]:
-        """The shape of `size` with every SwiGLU width up to 16 times the hidden size, in steps of 8."""
-        shape = completed(self, hidden_size=size.hidden_size, num_layers=size.num_layers, head_dim=size.head_dim)
-        for intermediate_size in range(8, 16 * (shape.hidden_size or 0) + 8, 8):
-            yield completed(shape, intermediate_size=intermediate_size)
 
     def parameters(self, vocab_size: int) -> int:
         """Tied embedding; per layer projections, SwiGLU, W0, inner rates, norms and convolutions; the last norm."""
