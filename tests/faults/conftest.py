@@ -1,5 +1,5 @@
-"""The small GRU of the tests of the instrument."""
+"""The small models of the tests of the instrument."""
 
-from tests.harness.conftest import gru
+from tests.harness.conftest import gru, ttt
 
-__all__ = ["gru"]
+__all__ = ["gru", "ttt"]
