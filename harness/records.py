@@ -209,13 +209,40 @@ class Decode(Values):
 
 
 @dataclass
+class Benchmark(Values):
+    """The same work by one of our models and by a rival, in turn: seconds of each side's timed turns, round by round.
+
+    `cpu_seconds` and `wall_seconds` have the keys `ours`, `rival` and, where they were timed, `gemm`: the matrix
+    products of our linear layers alone. A turn is `tokens` tokens. Where both sides are meant to compute the same,
+    `logits_difference` is the largest between their logits and, in training, `gradient_difference` that between their
+    gradients, relative to the largest gradient of each parameter.
+    """
+
+    kind: ClassVar[str] = "benchmark"
+    work: str
+    rival: str
+    rival_path: str
+    batch: int
+    length: int
+    tokens: int
+    cpu_seconds: dict[str, list[float]]
+    wall_seconds: dict[str, list[float]]
+    logits_difference: float | None
+    gradient_difference: float | None
+
+
+@dataclass
 class Finish(Values):
-    """Closes a run of the whole job: what it cost, and its parts in wall seconds."""
+    """Closes a run of the whole job: what it cost, and its parts in wall seconds and in CPU seconds of all processes.
+
+    The wall seconds begin with the job, the CPU seconds with its process (imports included).
+    """
 
     kind: ClassVar[str] = "finish"
     wall_seconds: float
     cpu_seconds: float
     parts: dict[str, float]
+    cpu_parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -234,7 +261,8 @@ class Conditions:
 class Record:
     """One row of `records.jsonl`. `values` is None where the measurement did not come about: see `message`.
 
-    `length` is that of the timed shape in tokens, present also where there are no values; 0 for kinds without one.
+    `length` and `batch` are those of the timed shape, in tokens and rows, present also where there are no values; 0 for
+    kinds without them.
     """
 
     kind: str
@@ -248,6 +276,7 @@ class Record:
     provenance: dict[str, Any] = field(default_factory=dict)
     time: str = ""
     length: int = 0
+    batch: int = 0
     schema_version: int = SCHEMA_VERSION
 
 
