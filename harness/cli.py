@@ -34,6 +34,9 @@ def _run_hydra() -> int:
     def job(composed: DictConfig) -> None:
         OmegaConf.resolve(composed)
         try:
+            from harness.worker import server_context
+
+            server_context()  # it imports torch and transformers while this process does
             config = to_run_config(composed)
             from harness.run import run
 

@@ -33,6 +33,8 @@ from harness.records import (
 )
 from harness.worker import Outcome, Worker, server_context
 
+LEAST_STEPS = 100
+"""Below so many steps of training none is spent on finding out which model trains longest."""
 STAGES = {
     "obtain": "train", "gate": "gate", "position": "score", "fixed_target": "contexts", "window": "windows",
     "dynamic": "adapt", "lm_eval": "lm-eval", "diagnostics": "diagnose",
@@ -45,8 +47,10 @@ class Comparison:
     def __init__(self, config: RunConfig, device: str, tokens: TokenStore, display: Display) -> None:
         self.config, self.device, self.display = config, device, display
         self.store = RecordStore(config.run_folder)
-        self.provenance = provenance(config.hash, tokens.hash, config.seed)
+        self.provenance = provenance(config.hash, tokens.hash, config.seed, list(config.model))
         self.parts: dict[str, float] = {}
+        self.cpu_parts: dict[str, float] = {}
+        self.cpu_of_ended = 0.0
         self.workers: dict[str, Worker] = {}
         self.context = server_context()
         floors = [f"{order}-gram" for order in config.measure.ngrams]
@@ -54,7 +58,7 @@ class Comparison:
             name: Job(name, index, config.model.get(name), config, device, tokens.folder)
             for index, name in enumerate([*config.model, *floors])
         }
-        self.rows: dict[tuple[str, str, int], Record] = {}
+        self.rows: dict[tuple[str, str, int, int], Record] = {}
         for row in self.store:
             self._remember(row)
 
@@ -70,7 +74,8 @@ class Comparison:
     def quality(self) -> None:
         """Train or load, gate and score every model, and score the floors: whatever has no good row yet."""
         with self._part("train, gate, score"):
-            self._run({name: self._missing(job) for name, job in self.jobs.items()})
+            steps = {name: self._missing(job) for name, job in self.jobs.items()}
+            self._run({name: steps[name] for name in self._longest_first(steps)})
 
     def obtain_all(self) -> None:
         """Take part in the training of every model (what the other processes of torchrun do)."""
@@ -97,9 +102,12 @@ class Comparison:
         return [row for row in self.rows.values() if row.status != "ok" and row.model in self.jobs]
 
     def cpu_seconds(self) -> float:
-        """CPU seconds of all living workers."""
-        outcomes = [worker.call("cpu_seconds") for worker in self.workers.values()]
-        return sum(outcome.value for outcome in outcomes if outcome.status == "ok")
+        """CPU seconds of this process and of its workers, but for those that were killed."""
+        return time.process_time() + self.cpu_of_ended + sum(map(self._cpu_of, self.workers.values()))
+
+    def _cpu_of(self, worker: Worker) -> float:
+        outcome = worker.call("cpu_seconds")
+        return outcome.value if outcome.status == "ok" else 0.0
 
     def record(self, name: str, family: str, kind: str, values: Values | None, conditions: Conditions) -> Record:
         """A row of this comparison, stamped with where it comes from."""
@@ -120,16 +128,45 @@ class Comparison:
         obtained = self._good(Loaded.kind if job.family.checkpoint else Training.kind, job.name)
         return ["obtain", *steps] if steps or not obtained else []
 
+    @property
+    def _places(self) -> int:
+        """Models that may work at the same time."""
+        return 1 if "WORLD_SIZE" in os.environ else self.config.runtime.concurrency(self.device)
+
+    def _longest_first(self, steps: dict[str, list[str]]) -> list[str]:
+        """The order to begin in: what trains longest first, so that no model trains on alone when all others are done.
+
+        Costs are measured, by a step each, unless there is nothing to gain by an order or hardly anything to train.
+        """
+        trained = [name for name in self.config.model if "obtain" in steps[name] and self._is_to_train(name)]
+        if len(trained) <= self._places or self._places == 1 or self.config.train.steps < LEAST_STEPS:
+            return list(steps)
+        cost: dict[str, float] = {}
+        for first in range(0, len(trained), self._places):
+            group = trained[first : first + self._places]
+            for name in group:
+                self.display.stage(name, "weigh")
+                self._worker(name).ask("training_cost")
+            for name in group:
+                outcome = self.workers[name].outcome()
+                cost[name] = outcome.value if outcome.status == "ok" else 0.0
+                if outcome.status != "ok":
+                    self._let_go(name)  # obtaining it will fail again, and leave a row
+        return sorted(steps, key=lambda name: -cost.get(name, 0.0))
+
+    def _is_to_train(self, name: str) -> bool:
+        job = self.jobs[name]
+        return not (job.family and job.family.checkpoint) and not self._good(Training.kind, name)
+
     def _run(self, steps: dict[str, list[str]], keep_records: bool = True) -> None:
         """Run each model's steps in order, several models at a time; a step that fails ends its model's line."""
-        queue = [name for name in self.jobs if steps.get(name)]
-        limit = 1 if "WORLD_SIZE" in os.environ else self.config.runtime.concurrency(self.device)
+        queue = [name for name, todo in steps.items() if todo]
+        limit = self._places
         active: dict[Any, str] = {}
         while queue or active:
             while queue and len(active) < limit:
                 name = queue.pop(0)
-                worker = self.workers.setdefault(name, self._start(name))
-                active[worker.connection] = name
+                active[self._worker(name).connection] = name
                 self._begin(name, steps[name][0])
             for connection in wait(list(active), timeout=1.0):
                 name = active[connection]
@@ -145,8 +182,16 @@ class Comparison:
                 else:
                     del active[connection]
 
-    def _start(self, name: str) -> Worker:
-        return Worker(self.context, self.jobs[name], self.config.runtime.threads)
+    def _worker(self, name: str) -> Worker:
+        """The process of a model, started if it has none."""
+        if name not in self.workers:
+            self.workers[name] = Worker(self.context, self.jobs[name], self.config.runtime.threads)
+        return self.workers[name]
+
+    def _let_go(self, name: str) -> None:
+        worker = self.workers.pop(name)
+        self.cpu_of_ended += self._cpu_of(worker)
+        worker.close()
 
     def _begin(self, name: str, step: str) -> None:
         self.display.stage(name, STAGES[step])
@@ -166,7 +211,7 @@ class Comparison:
             row.status, row.message = "failed", "gate: " + "; ".join(failed)
         if row.status != "ok":
             self.display.say(f"{name:>14} {STAGES[step]}: {row.status}: {row.message}", style="red")
-            self.workers.pop(name).close()
+            self._let_go(name)
         if keep_record or row.status != "ok":
             self._keep(row)
         return row.status == "ok"
@@ -174,9 +219,9 @@ class Comparison:
     def _shapes(self) -> list[Shape]:
         measure = self.config.measure
         return [
-            Shape(TrainStep.kind, self.config.train.length),
-            *(Shape(Prefill.kind, length) for length in measure.prefill_lengths),
-            *(Shape(Decode.kind, context) for context in measure.decode_contexts),
+            Shape(TrainStep.kind, self.config.train.length, self.config.train.batch_size),
+            *(Shape(Prefill.kind, length, measure.prefill_batch) for length in measure.prefill_lengths),
+            *(Shape(Decode.kind, context, measure.decode_batch) for context in measure.decode_contexts),
         ]
 
     def _to_time(self, shape: Shape) -> list[str]:
@@ -185,7 +230,7 @@ class Comparison:
         Never a part of them, so that rows of one shape were always taken in turn.
         """
         passed = [name for name in self.config.model if self._good(Gate.kind, name)]
-        return [] if all(self._good(shape.kind, name, shape.length) for name in passed) else passed
+        return [] if all(self._good(shape.kind, name, shape.length, shape.batch) for name in passed) else passed
 
     def _warm(self, name: str, shape: Shape) -> bool:
         if name not in self.workers:
@@ -207,7 +252,7 @@ class Comparison:
         for name in seconds:
             values = self.workers[name].call("values", shape).value
             row = self.record(name, self.config.model[name].family, shape.kind, values, self._conditions(name, load))
-            row.length = shape.length
+            row.length, row.batch = shape.length, shape.batch
             self._keep(row)
 
     def _timed_ok(self, name: str, shape: Shape, outcome: Outcome) -> bool:
@@ -215,10 +260,11 @@ class Comparison:
         if outcome.status == "ok":
             return True
         row = self.record(name, self.config.model[name].family, shape.kind, None, self._conditions(name))
-        row.status, row.message, row.length = outcome.status, outcome.message, shape.length
+        row.status, row.message = outcome.status, outcome.message
+        row.length, row.batch = shape.length, shape.batch
         self._keep(row)
         if not self.workers[name].process.is_alive():
-            self.workers.pop(name).close()
+            self._let_go(name)
         return False
 
     def _conditions(self, name: str, load: float | None = None) -> Conditions:
@@ -228,8 +274,8 @@ class Comparison:
             path = self.workers[name].call("kernel_path").value or ""
         return Conditions(self.device, runtime.dtype, runtime.threads, kernel_path=path, load_average=load)
 
-    def _good(self, kind: str, name: str, length: int = 0) -> bool:
-        row = self.rows.get((kind, name, length))
+    def _good(self, kind: str, name: str, length: int = 0, batch: int = 0) -> bool:
+        row = self.rows.get((kind, name, length, batch))
         return row is not None and row.status == "ok"
 
     def _keep(self, row: Record) -> None:
@@ -238,10 +284,10 @@ class Comparison:
 
     def _remember(self, row: Record) -> None:
         if row.seed == self.config.seed:
-            self.rows[row.kind, row.model, row.length] = row
+            self.rows[row.kind, row.model, row.length, row.batch] = row
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        wall, cpu = time.perf_counter(), self.cpu_seconds()
         yield
-        self.parts[name] = time.perf_counter() - started
+        self.parts[name], self.cpu_parts[name] = time.perf_counter() - wall, self.cpu_seconds() - cpu

@@ -96,14 +96,14 @@ def _typed(schema: type, node: DictConfig, where: str) -> Any:
 
 
 def _typed_model(name: str, node: Any) -> FamilyConfig:
-    from baselines.registry import find
-
     if not isinstance(node, DictConfig) or "family" not in node:
         keys = ", ".join(map(str, node)) if isinstance(node, DictConfig) else repr(node)
         raise ValueError(
             f"model.{name} has options ({keys}) but is not selected: add {name} to model=[…],"
             f" or give model.{name}.family"
         )
+    from baselines.registry import find
+
     typed = _typed(find(str(node.family)).Config, node, f"model.{name}.")
     assert isinstance(typed, FamilyConfig)
     return typed

@@ -11,10 +11,11 @@ from harness.config import RunConfig
 
 @dataclass(frozen=True)
 class Shape:
-    """One thing to time: a kind of scenario (train_step, prefill, decode) and its length in tokens."""
+    """One thing to time: a kind of scenario (train_step, prefill, decode), its length in tokens and its rows."""
 
     kind: str
     length: int
+    batch: int
 
 
 @dataclass(frozen=True)

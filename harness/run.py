@@ -134,9 +134,9 @@ def overview(config: RunConfig, tokens: TokenStore, device: str) -> Table:
 
 def finish(comparison: Comparison, started: float) -> None:
     """The closing row: what this run of the job cost."""
-    parts = comparison.parts
-    cpu = time.process_time() + comparison.cpu_seconds()
-    values = Finish(time.perf_counter() - started, cpu, parts)
+    wall, cpu = time.perf_counter() - started, comparison.cpu_seconds()
+    setup = {"set-up": wall - sum(comparison.parts.values())}, {"set-up": cpu - sum(comparison.cpu_parts.values())}
+    values = Finish(wall, cpu, setup[0] | comparison.parts, setup[1] | comparison.cpu_parts)
     comparison.store.append(comparison.record("", "", Finish.kind, values, Conditions()))
 
 

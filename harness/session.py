@@ -27,7 +27,7 @@ from harness.data.tokenizer import byte_tokenizer
 from harness.data.tokens import TokenDocument, TokenStore
 from harness.gate import run_gate
 from harness.jobs import Job, Shape
-from harness.measure.clock import clock_for
+from harness.measure.clock import CpuClock, clock_for
 from harness.measure.diagnostics import diagnose
 from harness.measure.dynamic.evaluation import dynamic_evaluation
 from harness.measure.fixed_target import fixed_target
@@ -152,6 +152,14 @@ class ModelSession(Session):
         self._take(model_class.load(dataclasses.replace(self.family, checkpoint=str(self.checkpoint))))
         return finished
 
+    def training_cost(self) -> float:
+        """CPU seconds that training will take, by one step of a model that is thrown away."""
+        baseline = find(self.family.family).build(self.family, self.tokens.vocab_size)
+        torch.nn.Module.to(baseline.model, self.job.device)
+        step = TrainStepScenario(baseline, self.job.device, self.config.train, self._autocast)
+        step.prepare()
+        return self.config.train.steps * sum(step.turn(CpuClock()))
+
     def train_length(self) -> int | None:
         """The recipe's length, or what a loaded checkpoint of ours says."""
         training = finished_training(Path(self.family.checkpoint or self.checkpoint))
@@ -178,7 +186,7 @@ class ModelSession(Session):
         if "WORLD_SIZE" in os.environ:  # under torchrun every model's group of workers needs a store of its own
             os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
             os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1 + self.job.index)
-        precision = "bf16" if self.config.runtime.dtype == "bfloat16" else "no"
+        precision = "bf16" if self._autocast else "no"
         return Accelerator(cpu=self.job.device == "cpu", mixed_precision=precision)
 
     @staticmethod
@@ -245,11 +253,14 @@ class ModelSession(Session):
     def _scenario(self, shape: Shape) -> Scenario:
         measure, device = self.config.measure, self.job.device
         if shape.kind == "prefill":
-            return PrefillScenario(self.measured, device, measure.prefill_batch, shape.length)
+            return PrefillScenario(self.measured, device, shape.batch, shape.length)
         if shape.kind == "decode":
-            return DecodeScenario(self.measured, device, measure.decode_batch, shape.length, measure.decode_tokens)
-        autocast = self.config.runtime.dtype == "bfloat16"
-        return TrainStepScenario(self.baseline, device, self.config.train, autocast)
+            return DecodeScenario(self.measured, device, shape.batch, shape.length, measure.decode_tokens)
+        return TrainStepScenario(self.baseline, device, self.config.train, self._autocast)
+
+    @property
+    def _autocast(self) -> bool:
+        return self.config.runtime.dtype == "bfloat16"
 
     def turn(self, shape: Shape) -> list[float]:
         """Seconds of one turn of a warmed scenario."""

@@ -83,12 +83,14 @@ def job(run: Run) -> Table | None:
     """Wall and CPU seconds of the whole job, with its parts."""
     if not run.finishes:
         return None
-    parts: dict[str, float] = {}
+    parts: dict[str, dict[str, float]] = {}
     for finish in run.finishes:
-        for part, wall in finish.parts.items():
-            parts[part] = parts.get(part, 0.0) + wall
+        for key, seconds in (("wall", finish.parts), ("cpu", finish.cpu_parts)):
+            for part, value in seconds.items():
+                cells = parts.setdefault(part, {})
+                cells[key] = cells.get(key, 0.0) + value
     total = sum(finish.wall_seconds for finish in run.finishes)
-    rows: list[dict[str, Any]] = [{"part": part, "wall": wall} for part, wall in parts.items()]
+    rows: list[dict[str, Any]] = [{"part": part, **cells} for part, cells in parts.items()]
     rows.append({"part": "whole job", "wall": total, "cpu": sum(finish.cpu_seconds for finish in run.finishes)})
     columns = [
         Column("part", "part", text=True),
@@ -122,6 +124,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}: ")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", ", ".join(map(str, value))
         elif key.endswith("_bytes"):
             yield f"{prefix}{key.removesuffix('_bytes')}", formats.size(value)
         else:

@@ -43,6 +43,26 @@ def test_the_last_row_of_a_shape_wins(tmp_path: Path) -> None:
     assert {length: timing.seconds.tolist() for length, timing in found.items()} == {512: [2.0], 1024: [5.0]}
 
 
+def test_a_failure_at_one_batch_leaves_the_others(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    _prefill(store, 1.0, batch=1)
+    _prefill(store, 2.0, batch=8)
+    store.append(Record("prefill", "mamba", "mamba", 0, "oom", length=512, batch=8))
+    found = collect([tmp_path])
+    assert [row.record.values.batch for row in found.rows if isinstance(row.record.values, Prefill)] == [1]
+    assert [str(failure) for failure in found.failures()] == ["mamba: oom at 512"]
+
+
+def test_models_stand_in_the_order_of_the_last_command(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    for minute, models in enumerate((["mamba", "transformer", "own"], ["own", "transformer", "mamba"])):
+        for name in ("transformer", "own", "mamba"):
+            store.append(Record("gate", name, "x", 0, provenance={"models": models}, time=f"2026-01-01T00:0{minute}"))
+    assert collect([tmp_path]).models == ["own", "transformer", "mamba"]
+    store.append(Record("gate", "another", "x", 0, provenance={"models": models}, time="2026-01-01T00:00"))
+    assert collect([tmp_path]).models == ["own", "transformer", "mamba", "another"]
+
+
 def test_a_failure_is_forgotten_when_the_measurement_succeeds_and_the_other_way_round(tmp_path: Path) -> None:
     store = RecordStore(tmp_path)
     _prefill(store, None)
