@@ -53,6 +53,10 @@ class Config(FamilyConfig):
         for num_layers, hidden_size in itertools.product(depths, widths):
             yield completed(self, num_layers=num_layers, hidden_size=hidden_size)
 
+    def exact(self, size: SizeConfig) -> Self:
+        """The width of `size` and twice its layers, as the published models have it beside Transformers."""
+        return completed(self, hidden_size=size.hidden_size, num_layers=2 * size.num_layers)
+
     def parameters(self, vocab_size: int) -> int:
         """Tied embedding, then per layer in, convolution, x, dt, A and D, out, norm; and the last norm."""
         assert self.hidden_size is not None

@@ -9,7 +9,7 @@ import pkgutil
 import baselines
 from baselines.interface import SequenceModel
 
-_NOT_FAMILIES = {"config", "interface", "registry"}
+_NOT_FAMILIES = {"budget", "config", "interface", "registry"}
 
 
 def families() -> list[str]:

@@ -9,7 +9,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = {
     "experiment": "a ready comparison; sets the groups below",
     "model": "what is compared; takes a list: model=[transformer,mamba]",
-    "size": "the budget of parameters that all models meet",
+    "size": "the budget that all models meet, and what is equal in it",
     "data": "the documents",
     "train": "the recipe, the same for every model",
     "measure": "what is measured, and how often",

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from baselines.config import FamilyConfig, fit_to_size
+from baselines.budget import Budget, state_bytes, train_flops
+from baselines.config import FamilyConfig
 from harness.comparison import Comparison
 from harness.config import RunConfig
 from harness.data.tokens import TokenStore
@@ -88,12 +89,10 @@ def check_checkpoints(config: RunConfig) -> None:
 
 
 def sized_models(config: RunConfig, vocab_size: int) -> dict[str, FamilyConfig]:
-    """Each model to be trained at the setting nearest to the budget; what is loaded stays as it is."""
+    """Each model to be trained at the setting that meets the budget; what is loaded stays as it is."""
     models: dict[str, FamilyConfig] = config.model
-    return {
-        name: family if family.checkpoint else fit_to_size(name, family, config.size, vocab_size)
-        for name, family in models.items()
-    }
+    budget = Budget(config.size, vocab_size, config.train.length)
+    return {name: family if family.checkpoint else budget.fit(name, family) for name, family in models.items()}
 
 
 @contextlib.contextmanager
@@ -122,13 +121,18 @@ def overview(config: RunConfig, tokens: TokenStore, device: str) -> Table:
         f" documents · {device}, {config.runtime.dtype}, {config.runtime.threads} thread(s) a model"
     )
     table = Table(title=title, title_justify="left")
-    for column in ("model", "family", "parameters", "training"):
-        table.add_column(column, justify="right" if column == "parameters" else "left")
-    recipe = config.train
+    matched = config.size.match
+    for column in ("model", "family", "parameters", "FLOPs/token", *(["state"] if matched == "state_bytes" else [])):
+        table.add_column(column, justify="left" if column in ("model", "family") else "right")
+    table.add_column("training")
+    recipe, vocab_size = config.train, tokens.vocab_size
     for name, family in config.model.items():
-        count = "" if family.checkpoint else f"{family.parameters(tokens.vocab_size):,}"
+        costs = [""] * (len(table.columns) - 3)
+        if not family.checkpoint:
+            costs = [f"{family.parameters(vocab_size):,}", f"{train_flops(family, vocab_size, recipe.length):,}"]
+            costs += [f"{state_bytes(family, vocab_size, recipe.length):,} B"] if matched == "state_bytes" else []
         how = f"loaded from {family.checkpoint}" if family.checkpoint else f"{recipe.tokens:,} tokens × {recipe.length}"
-        table.add_row(name, family.family, count, how)
+        table.add_row(name, family.family, *costs, how)
     return table
 
 
