@@ -51,7 +51,7 @@ def test_flags_may_stand_anywhere() -> None:
     ("arguments", "words"),
     [
         ("modell=x", "modell: no such key; choose one of allow_unlike, data, folder, measure, model, name"),
-        ("+foo=1", "foo: no such key; choose one of data"),
+        ("+foo=1", "foo: no such key; choose one of allow_unlike, data"),
         ("train.tokns=5", "train.tokns: no such key; choose one of batch_size, beta1"),
         ("train.tokens=abc", "train.tokens: Value 'abc'"),
         ("model=tttt", "model=tttt: no such option; choose one of gru, "),
