@@ -24,12 +24,12 @@ class SizeConfig:
     """
 
     parameters: int = 700_000
-    match: str = "parameters"
     tolerance: float = 0.02
     hidden_size: int = 128
     num_layers: int = 4
     head_dim: int = 32
     intermediate_size: int | None = None
+    match: str = "parameters"
 
     def __post_init__(self) -> None:
         if self.match not in MATCHES:
