@@ -13,28 +13,26 @@ from typing import Any, Self
 
 from harness.config import RunConfig
 from harness.data.tokens import TokenStore
-from harness.jobs import Job, Shape
+from harness.jobs import Job, Shape, shapes
+from harness.order import LEAST_STEPS, training_costs
 from harness.progress import Display
 from harness.provenance import provenance
 from harness.records import (
     Conditions,
-    Decode,
     Diagnostics,
     Dynamic,
     Gate,
     LmEval,
     Loaded,
-    Prefill,
     Record,
     RecordStore,
     Training,
-    TrainStep,
+    Tuning,
     Values,
 )
+from harness.tuning import choose, grid, shared_name
 from harness.worker import Outcome, Worker, server_context
 
-LEAST_STEPS = 100
-"""Below so many steps of training none is spent on finding out which model trains longest."""
 STAGES = {
     "obtain": "train", "gate": "gate", "position": "score", "fixed_target": "contexts", "window": "windows",
     "dynamic": "adapt", "lm_eval": "lm-eval", "diagnostics": "diagnose",
@@ -54,10 +52,12 @@ class Comparison:
         self.workers: dict[str, Worker] = {}
         self.context = server_context()
         floors = [f"{order}-gram" for order in config.measure.ngrams]
+        grids = {tried: at for name in config.model for tried, at in grid(config, name).items()}
         self.jobs = {
-            name: Job(name, index, config.model.get(name), config, device, tokens.folder)
-            for index, name in enumerate([*config.model, *floors])
+            name: Job(name, index, config.model.get(shared_name(name)), at, device, tokens.folder)
+            for index, (name, at) in enumerate((grids | dict.fromkeys(floors, config)).items())
         }
+        self.tuned: dict[str, Tuning] = {}
         self.rows: dict[tuple[str, str, int, int], Record] = {}
         for row in self.store:
             self._remember(row)
@@ -73,20 +73,42 @@ class Comparison:
 
     def quality(self) -> None:
         """Train or load, gate and score every model, and score the floors: whatever has no good row yet."""
+        self._tune()
         with self._part("train, gate, score"):
-            steps = {name: self._missing(job) for name, job in self.jobs.items()}
+            floors = [name for name, job in self.jobs.items() if job.family is None]
+            steps = {name: self._missing(self.jobs[name]) for name in [*self.models, *floors]}
             self._run({name: steps[name] for name in self._longest_first(steps)})
 
     def obtain_all(self) -> None:
         """Take part in the training of every model (what the other processes of torchrun do)."""
-        self._run({name: ["obtain"] for name in self.config.model}, keep_records=False)
+        self._run({name: ["obtain"] for name, job in self.jobs.items() if job.family}, keep_records=False)
+
+    def _tune(self) -> None:
+        """Train every model at every rate of the grid, where that has not been done, and choose."""
+        grids = {name: grid(self.config, name) for name in self.config.model if name not in self.tuned}
+        steps = {tried: ["obtain"] for rates in grids.values() if len(rates) > 1 for tried in rates}
+        if not steps:
+            return
+        with self._part("tune"):
+            self._run({name: steps[name] for name in self._longest_first(steps)}, keep_records=False)
+            for name in dict.fromkeys(map(shared_name, steps)):
+                values = choose(self.config, name)
+                self._keep(self.record(name, self._family(name), Tuning.kind, values, self._conditions(name)))
+            for name in [name for name in self.workers if name not in self.models]:
+                self._let_go(name)
+
+    @property
+    def models(self) -> list[str]:
+        """What is compared: each model at the shared rate and, where another is its best, at its own."""
+        chosen = {tuning.chosen for tuning in self.tuned.values()}
+        return [name for name in self.jobs if name in self.config.model or name in chosen]
 
     def timing(self) -> None:
         """Time what has no good row yet: all shapes of all models warmed first, then in turn."""
         if not self.config.measure.timing:
             return
         with self._part("timing"):
-            waiting = {shape: self._to_time(shape) for shape in self._shapes()}
+            waiting = {shape: self._to_time(shape) for shape in shapes(self.config)}
             names = sorted({name for group in waiting.values() for name in group}, key=list(self.jobs).index)
             self._run({name: ["obtain"] for name in names if name not in self.workers}, keep_records=False)
             self.display.stage("timing", "warm-up")
@@ -125,7 +147,7 @@ class Comparison:
         tasks = [LmEval.kind] if self.config.tasks else []
         kinds = (Gate.kind, *conventions, *dynamic, *tasks, Diagnostics.kind)
         steps = [kind for kind in kinds if not self._good(kind, job.name)]
-        obtained = self._good(Loaded.kind if job.family.checkpoint else Training.kind, job.name)
+        obtained = self._good(Loaded.kind if self._loads(job.name) else Training.kind, job.name)
         return ["obtain", *steps] if steps or not obtained else []
 
     @property
@@ -138,25 +160,22 @@ class Comparison:
 
         Costs are measured, by a step each, unless there is nothing to gain by an order or hardly anything to train.
         """
-        trained = [name for name in self.config.model if "obtain" in steps[name] and self._is_to_train(name)]
+        trained = [
+            name
+            for name, todo in steps.items()
+            if "obtain" in todo and not (self._loads(name) or self._good(Training.kind, name))
+        ]
         if len(trained) <= self._places or self._places == 1 or self.config.train.steps < LEAST_STEPS:
             return list(steps)
-        cost: dict[str, float] = {}
-        for first in range(0, len(trained), self._places):
-            group = trained[first : first + self._places]
-            for name in group:
-                self.display.stage(name, "weigh")
-                self._worker(name).ask("training_cost")
-            for name in group:
-                outcome = self.workers[name].outcome()
-                cost[name] = outcome.value if outcome.status == "ok" else 0.0
-                if outcome.status != "ok":
-                    self._let_go(name)  # obtaining it will fail again, and leave a row
-        return sorted(steps, key=lambda name: -cost.get(name, 0.0))
+        weighed = list(dict.fromkeys(map(shared_name, trained)))
+        for name in weighed:
+            self.display.stage(name, "weigh")
+        cost = training_costs(weighed, self._places, self._worker, self._let_go)
+        return sorted(steps, key=lambda name: -cost.get(shared_name(name), 0.0))
 
-    def _is_to_train(self, name: str) -> bool:
-        job = self.jobs[name]
-        return not (job.family and job.family.checkpoint) and not self._good(Training.kind, name)
+    def _loads(self, name: str) -> bool:
+        family = self.jobs[name].family
+        return family is not None and family.checkpoint is not None
 
     def _run(self, steps: dict[str, list[str]], keep_records: bool = True) -> None:
         """Run each model's steps in order, several models at a time; a step that fails ends its model's line."""
@@ -199,37 +218,25 @@ class Comparison:
 
     def _ended(self, name: str, step: str, outcome: Outcome, keep_record: bool) -> bool:
         """Keep the row of a finished step; whether the model may go on."""
-        values, family = outcome.value, self.jobs[name].family
-        loads = family is not None and family.checkpoint
-        kind = {"obtain": Loaded.kind if loads else Training.kind}.get(step, step)
-        row = self.record(name, family.family if family else "ngram", kind, values, self._conditions(name))
+        values = outcome.value
+        kind = {"obtain": Loaded.kind if self._loads(name) else Training.kind}.get(step, step)
+        row = self.record(name, self._family(name), kind, values, self._conditions(name))
         row.status, row.message = outcome.status, outcome.message
-        if isinstance(values, Gate) and not all(check.passed for check in values.checks):
-            failed = [
-                f"{check.name} ({check.value:.1e} > {check.bound:.0e})" for check in values.checks if not check.passed
-            ]
-            row.status, row.message = "failed", "gate: " + "; ".join(failed)
+        if isinstance(values, Gate) and values.failed:
+            row.status, row.message = "failed", "gate: " + "; ".join(map(str, values.failed))
         if row.status != "ok":
             self.display.say(f"{name:>14} {STAGES[step]}: {row.status}: {row.message}", style="red")
             self._let_go(name)
-        if keep_record or row.status != "ok":
+        if keep_record or (row.status != "ok" and name in self.models):
             self._keep(row)
         return row.status == "ok"
-
-    def _shapes(self) -> list[Shape]:
-        measure = self.config.measure
-        return [
-            Shape(TrainStep.kind, self.config.train.length, self.config.train.batch_size),
-            *(Shape(Prefill.kind, length, measure.prefill_batch) for length in measure.prefill_lengths),
-            *(Shape(Decode.kind, context, measure.decode_batch) for context in measure.decode_contexts),
-        ]
 
     def _to_time(self, shape: Shape) -> list[str]:
         """The models to time at `shape`: all that passed the gate, or none if each of them has its row.
 
         Never a part of them, so that rows of one shape were always taken in turn.
         """
-        passed = [name for name in self.config.model if self._good(Gate.kind, name)]
+        passed = [name for name in self.models if self._good(Gate.kind, name)]
         return [] if all(self._good(shape.kind, name, shape.length, shape.batch) for name in passed) else passed
 
     def _warm(self, name: str, shape: Shape) -> bool:
@@ -251,7 +258,7 @@ class Comparison:
                     del seconds[name]
         for name in seconds:
             values = self.workers[name].call("values", shape).value
-            row = self.record(name, self.config.model[name].family, shape.kind, values, self._conditions(name, load))
+            row = self.record(name, self._family(name), shape.kind, values, self._conditions(name, load))
             row.length, row.batch = shape.length, shape.batch
             self._keep(row)
 
@@ -259,7 +266,7 @@ class Comparison:
         """Whether a timing task went well; if not, its row is kept, and a dead worker let go."""
         if outcome.status == "ok":
             return True
-        row = self.record(name, self.config.model[name].family, shape.kind, None, self._conditions(name))
+        row = self.record(name, self._family(name), shape.kind, None, self._conditions(name))
         row.status, row.message = outcome.status, outcome.message
         row.length, row.batch = shape.length, shape.batch
         self._keep(row)
@@ -274,6 +281,10 @@ class Comparison:
             path = self.workers[name].call("kernel_path").value or ""
         return Conditions(self.device, runtime.dtype, runtime.threads, kernel_path=path, load_average=load)
 
+    def _family(self, name: str) -> str:
+        family = self.jobs[name].family
+        return family.family if family else "ngram"
+
     def _good(self, kind: str, name: str, length: int = 0, batch: int = 0) -> bool:
         row = self.rows.get((kind, name, length, batch))
         return row is not None and row.status == "ok"
@@ -283,6 +294,8 @@ class Comparison:
         self._remember(row)
 
     def _remember(self, row: Record) -> None:
+        if isinstance(row.values, Tuning):  # the first seed chooses for all
+            self.tuned.setdefault(row.model, row.values)
         if row.seed == self.config.seed:
             self.rows[row.kind, row.model, row.length, row.batch] = row
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from baselines.config import FamilyConfig
 from harness.config import RunConfig
+from harness.records import Decode, Prefill, TrainStep
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,16 @@ class Shape:
     kind: str
     length: int
     batch: int
+
+
+def shapes(config: RunConfig) -> list[Shape]:
+    """Everything that a comparison times."""
+    train, measure = config.train, config.measure
+    return [
+        Shape(TrainStep.kind, train.length, train.batch_size),
+        *(Shape(Prefill.kind, length, measure.prefill_batch) for length in measure.prefill_lengths),
+        *(Shape(Decode.kind, context, measure.decode_batch) for context in measure.decode_contexts),
+    ]
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,21 @@ class Training(Values):
     wall_seconds: float
     cpu_seconds: float
     checkpoint: str
+    learning_rate: float | None = None
+
+
+@dataclass
+class Tuning(Values):
+    """The learning rates that a model was trained at, with its loss over the last tenth of training at each.
+
+    The first is the rate that all models share; `chosen` names the model with the lowest loss (`mamba@0.01`, or `mamba`
+    if that is the shared rate). A training that failed has an infinite loss.
+    """
+
+    kind: ClassVar[str] = "tuning"
+    rates: list[float]
+    losses: list[float]
+    chosen: str
 
 
 @dataclass
@@ -62,6 +77,10 @@ class Check:
     value: float
     bound: float
 
+    def __str__(self) -> str:
+        """Such as 'batch = row by row (3.1e-03 > 1e-04)'."""
+        return f"{self.name} ({self.value:.1e} {'≤' if self.passed else '>'} {self.bound:.0e})"
+
 
 @dataclass
 class Gate(Values):
@@ -69,6 +88,11 @@ class Gate(Values):
 
     kind: ClassVar[str] = "gate"
     checks: list[Check]
+
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that found more than their bound."""
+        return [check for check in self.checks if not check.passed]
 
 
 @dataclass

@@ -131,7 +131,8 @@ def _run(rows: list[Row], finishes: list[Row]) -> Run:
 def _ordered(models: set[str], records: list[Record]) -> list[str]:
     latest = max(records, key=lambda record: record.time, default=None)
     named: list[str] = latest.provenance.get("models", []) if latest else []
-    return sorted(models, key=lambda name: (named.index(name) if name in named else len(named), rank(name)))
+    place = {name: index for index, name in enumerate(named)}
+    return sorted(models, key=lambda name: (place.get(name.split("@")[0], len(named)), rank(name)))
 
 
 def _failure(record: Record) -> Failure:

@@ -24,8 +24,12 @@ from harness.train.config import TrainConfig
 SCHEMAS = {
     "size": SizeConfig, "data": DataConfig, "train": TrainConfig, "measure": MeasureConfig, "runtime": RuntimeConfig,
 }  # fmt: skip
-NOT_RUN = {"runtime=gpu", *(f"size={size}" for size in ("2m", "10m", "30m", "125m", "350m", "760m", "1.3b"))}
-"""Without a GPU, or in the seconds of a test; `tests/baselines/test_budget.py` fits every model to these sizes."""
+NOT_RUN = {
+    "runtime=gpu",
+    "experiment=tune",
+    *(f"size={size}" for size in ("2m", "10m", "30m", "125m", "350m", "760m", "1.3b")),
+}
+"""Needs a GPU, or more seconds than a test has: see `test_tuning.py`, and `test_budget.py` for the sizes."""
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml"))]
 
 
