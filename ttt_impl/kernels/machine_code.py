@@ -1,8 +1,8 @@
 """What a cubin is made of: the instructions of a kernel's main loop, read from NVIDIA's disassembler.
 
-The main loop is the backward branch that spans the most tensor-core instructions, the innermost if several do; without any, the longest. What the
-compiler was meant to do there can be counted: HMMA are the products, BAR the meetings of all warps, LDL and STL the
-registers that did not fit.
+The main loop is the backward branch that spans the most tensor-core instructions, the innermost if several do; without
+any, the longest. What the compiler was meant to do there can be counted: HMMA are the products, BAR the meetings of all
+warps, LDL and STL the registers that did not fit.
 """
 
 import importlib.util
