@@ -83,7 +83,7 @@ def test_every_option_runs_in_smoke_size(option: str, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     drawn = option.startswith(("model=", "experiment="))
     if not drawn:
-        monkeypatch.setattr("harness.run.report", lambda folder, console: folder)
+        monkeypatch.setattr("harness.run.report", lambda folder, console, allow_unlike: folder)
     models = [] if drawn else ["model=[transformer]"]
     assert run(composed([*models, "debug=smoke", listed(option), *paths_for(option, tmp_path)])) == 0
     (folder,) = Path("results/runs").iterdir()
