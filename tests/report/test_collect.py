@@ -59,7 +59,8 @@ def test_models_stand_in_the_order_of_the_last_command(tmp_path: Path) -> None:
         for name in ("transformer", "own", "mamba"):
             store.append(Record("gate", name, "x", 0, provenance={"models": models}, time=f"2026-01-01T00:0{minute}"))
     assert collect([tmp_path]).models == ["own", "transformer", "mamba"]
-    store.append(Record("gate", "another", "x", 0, provenance={"models": models}, time="2026-01-01T00:00"))
+    old = {"models": ["another", "mamba"]}
+    store.append(Record("gate", "another", "x", 0, provenance=old, time="2026-01-01T00:00"))
     assert collect([tmp_path]).models == ["own", "transformer", "mamba", "another"]
 
 
