@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from baselines.budget import Budget, state_bytes, train_flops
+from baselines.budget import WORDS, Budget
 from baselines.config import FamilyConfig
 from harness.comparison import Comparison
 from harness.config import RunConfig
@@ -121,18 +121,17 @@ def overview(config: RunConfig, tokens: TokenStore, device: str) -> Table:
         f" documents · {device}, {config.runtime.dtype}, {config.runtime.threads} thread(s) a model"
     )
     table = Table(title=title, title_justify="left")
-    matched = config.size.match
-    for column in ("model", "family", "parameters", "FLOPs/token", *(["state"] if matched == "state_bytes" else [])):
-        table.add_column(column, justify="left" if column in ("model", "family") else "right")
-    table.add_column("training")
-    recipe, vocab_size = config.train, tokens.vocab_size
+    matched = WORDS.get(config.size.match)
+    for column in ("model", "family", "parameters", *([matched] if matched else []), "training"):
+        table.add_column(column, justify="right" if column in ("parameters", matched) else "left")
+    recipe = config.train
+    budget = Budget(config.size, tokens.vocab_size, recipe.length)
     for name, family in config.model.items():
-        costs = [""] * (len(table.columns) - 3)
+        count, cost = "", ""
         if not family.checkpoint:
-            costs = [f"{family.parameters(vocab_size):,}", f"{train_flops(family, vocab_size, recipe.length):,}"]
-            costs += [f"{state_bytes(family, vocab_size, recipe.length):,} B"] if matched == "state_bytes" else []
+            count, cost = f"{family.parameters(tokens.vocab_size):,}", f"{budget.cost(family):,}" if matched else ""
         how = f"loaded from {family.checkpoint}" if family.checkpoint else f"{recipe.tokens:,} tokens × {recipe.length}"
-        table.add_row(name, family.family, *costs, how)
+        table.add_row(name, family.family, count, *([cost] if matched else []), how)
     return table
 
 
