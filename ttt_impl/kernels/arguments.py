@@ -77,6 +77,35 @@ class DecodeArgs(Arguments):
     _fields_ = (("p", Problem), *_pointers("weights", "keys", "ghat", "count", "lengths", "out"))
 
 
+class MLPForwardArgs(Arguments):
+    """Mirrors `struct ForwardArgs` of TTT-MLP."""
+
+    _fields_ = (
+        ("p", Problem),
+        *_pointers("start1", "start2", "keys", "ghat1", "ghat2", "out", "end1", "end2"),
+        *_pointers("end_keys", "end_ghat1", "end_ghat2", "updates", "saved_ghat2", "checkpoints"),
+    )
+
+
+class MLPBackwardArgs(Arguments):
+    """Mirrors `struct BackwardArgs` of TTT-MLP."""
+
+    _fields_ = (
+        ("p", Problem),
+        *_pointers("d_out", "end1", "end2", "updates", "saved_ghat2", "checkpoints", "d_end1", "d_end2"),
+        *_pointers("dq", "dk", "dv", "dlr", "dtok", "dgamma", "dbeta", "d_start1", "d_start2", "scratch"),
+    )
+
+
+class MLPDecodeArgs(Arguments):
+    """Mirrors `struct DecodeArgs` of TTT-MLP."""
+
+    _fields_ = (
+        ("p", Problem),
+        *_pointers("weights1", "weights2", "keys", "ghat1", "ghat2", "x2", "count", "lengths", "out"),
+    )
+
+
 class Kernel(NamedTuple):
     """Where a kernel stands and what one CTA of it takes, for a head dimension f."""
 

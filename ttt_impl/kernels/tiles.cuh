@@ -97,3 +97,13 @@ template <int C> DEVICE void store(Tile<C> x, int row0, int column0, const Left&
     UNROLL for (int r = 0; r < 2; r++)
       store_shared(x.chunk(row0 + l.row + 8 * r, (column0 >> 3) + c) + l.column * 2, f.x[r + 2 * c]);
 }
+// Four neighbouring columns of a row, column a multiple of four.
+template <int C> DEVICE void load_row(float (&f)[4], Tile<C> x, int row, int column) {
+  const U2 w = load_shared(x.chunk(row, column >> 3) + (column & 7) * 2);
+  f[0] = bf16_lo(w.x); f[1] = bf16_hi(w.x); f[2] = bf16_lo(w.y); f[3] = bf16_hi(w.y);
+}
+template <int C> DEVICE U2 store_row(Tile<C> x, int row, int column, const float (&f)[4]) {
+  const U2 w{pack_bf16(f[0], f[1]), pack_bf16(f[2], f[3])};
+  store_shared(x.chunk(row, column >> 3) + (column & 7) * 2, w);
+  return w;
+}

@@ -11,6 +11,7 @@ typedef unsigned short u16;
 typedef long long i64;
 struct alignas(16) F4 { float x, y, z, w; };
 struct alignas(16) U4 { u32 x, y, z, w; };
+struct alignas(8) U2 { u32 x, y; };
 #define UNROLL _Pragma("unroll")
 
 #ifdef TTT_EMULATE
@@ -34,6 +35,11 @@ DEVICE float bf16_hi(u32 x) { return __uint_as_float(x & 0xffff0000u); }
 DEVICE float rsqrt_approx(float x) {
   float y;
   asm("rsqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+DEVICE float tanh_approx(float x) {                                     // relative error 2^-11
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -63,6 +69,14 @@ DEVICE u32 movmatrix(u32 x) {
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 DEVICE void store_shared(u32 address, u32 x) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+DEVICE void store_shared(u32 address, U2 x) {
+  asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(address), "r"(x.x), "r"(x.y) : "memory");
+}
+DEVICE U2 load_shared(u32 address) {
+  U2 x;
+  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
+  return x;
 }
 // 16 bytes from global to shared memory in the background; zeros, and nothing read, when not valid.
 DEVICE void copy_async(u32 to, const void* from, bool valid) {
