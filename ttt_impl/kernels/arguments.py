@@ -14,6 +14,10 @@ TOKENS = 16
 """Of a mini-batch."""
 WIDTHS = (64, 96, 128)
 """Head dimensions that the kernels are written for."""
+MLP_WIDTHS = (64,)
+"""Those of TTT-MLP's kernels."""
+BF16 = ("q", "k", "v", "d_out")
+"""What they read in bfloat16."""
 ALIGNMENT = 16
 """Bytes that one lane copies at a time."""
 
@@ -39,6 +43,13 @@ class Arguments(ctypes.Structure):
                 value = value.data_ptr()
             setattr(self, name, value)
         return self
+
+    def set_in_place(self, **fields: Tensor) -> None:
+        """Set pointers to what a kernel changes, which no copy may stand in for."""
+        moved = [name for name, x in fields.items() if not x.is_contiguous() or x.data_ptr() % ALIGNMENT]
+        if moved:
+            raise ValueError(f"{', '.join(moved)} of the state cannot be changed in place; valid: contiguous, aligned")
+        self.set(**fields)
 
 
 class Problem(Arguments):
@@ -131,11 +142,17 @@ def _decode(width: int) -> int:
     return 4 * ((2 * 3 + 2 * TOKENS + 2 * 8) * width + TOKENS)
 
 
+def _mlp_forward(width: int) -> int:
+    tiles, sums = (4 * 3 + 1) * TOKENS * width * 2, 2 * 8 * TOKENS * width * 4
+    return tiles + sums
+
+
 KERNELS = {
     "ttt_linear_fwd": Kernel("ttt_linear_fwd.cu", lambda f: 2 * f, lambda f: _forward(f // 16, f)),
     "ttt_linear_fwd_wide": Kernel("ttt_linear_fwd.cu", lambda f: f, lambda f: _forward(f // 32, f), (64,)),
     "ttt_linear_bwd": Kernel("ttt_linear_bwd.cu", lambda f: 2 * f, _backward),
     "ttt_linear_decode": Kernel("ttt_linear_decode.cu", lambda f: 2 * f, _decode),
+    "ttt_mlp_fwd": Kernel("ttt_mlp_fwd.cu", lambda f: 256, _mlp_forward, MLP_WIDTHS),
 }
 """Checked against the sources by the emulation tests."""
 
@@ -152,14 +169,14 @@ def problem(
     return struct
 
 
-def check(**tensors: Tensor) -> None:
+def check(widths: tuple[int, ...] = WIDTHS, **tensors: Tensor) -> None:
     """Refuse types and widths that the kernels cannot read: q, k, v and d_out are bf16, all else float32."""
     width = tensors["q"].shape[3]
-    if width not in WIDTHS:
-        raise ValueError(f"head dimension {width}; valid choices: {', '.join(map(str, WIDTHS))}")
+    if width not in widths:
+        raise ValueError(f"head dimension {width}; valid choices: {', '.join(map(str, widths))}")
     if len(tensors["tok"]) != TOKENS:
         raise ValueError(f"mini-batch of {len(tensors['tok'])} tokens; valid choices: {TOKENS}")
     for name, x in tensors.items():
-        wanted = torch.bfloat16 if name in ("q", "k", "v", "d_out") else torch.float32
+        wanted = torch.bfloat16 if name in BF16 else torch.float32
         if x.dtype != wanted:
             raise ValueError(f"{name} has dtype {x.dtype}; valid choices: {wanted}")

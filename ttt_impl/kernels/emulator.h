@@ -144,6 +144,7 @@ inline void ldmatrix(u32 (&r)[4], u32 address, bool transposed) {
 // --------------------------------------------------------------------------------------- the names of warp.cuh
 DEVICE int tid() { return emulator::current; }
 DEVICE int bid() { return emulator::block; }
+DEVICE int opaque(int x) { return x; }
 DEVICE void sync_warp() { u32 nothing = 0; emulator::collective(&nothing, 1, [](emulator::Exchange&) {}); }
 DEVICE void sync_cta() {
   using namespace emulator;

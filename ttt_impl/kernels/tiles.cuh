@@ -18,7 +18,7 @@ constexpr float PER_DIM = 1.f / DIM;
 
 struct Lane {
   int id, warp, row, column;
-  DEVICE Lane() : id(tid() & 31), warp(tid() >> 5), row((tid() & 31) >> 2), column((tid() & 3) * 2) {}
+  DEVICE explicit Lane(int t = tid()) : id(t & 31), warp(t >> 5), row((t & 31) >> 2), column((t & 3) * 2) {}
   DEVICE int column_of(int k) const { return column + (k & 1) + (k >> 1) * 8; }   // k = 0..3: the lane's columns
 };
 
@@ -46,6 +46,10 @@ DEVICE Left pack(const Acc& d) {
   return f;
 }
 DEVICE Left negated(Left f) { UNROLL for (int i = 0; i < 4; i++) f.x[i] ^= 0x80008000u; return f; }   // exact
+DEVICE Left scaled(Left f, float rate) {
+  UNROLL for (int i = 0; i < 4; i++) f.x[i] = pack_bf16(rate * bf16_lo(f.x[i]), rate * bf16_hi(f.x[i]));
+  return f;
+}
 DEVICE Left transposed(const Left& f) {
   return Left{{movmatrix(f.x[0]), movmatrix(f.x[2]), movmatrix(f.x[1]), movmatrix(f.x[3])}};
 }

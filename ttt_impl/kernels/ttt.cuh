@@ -45,8 +45,10 @@ DEVICE void load_rates(float (&lr)[4], const Problem& p, const Head& h, int t, c
 }
 // Start to copy the tokens of mini-batch t as a tile [16 x DIM], zeros in empty slots.
 template <int THREADS> DEVICE void fetch(Tile<DIM> to, const u16* from, const Head& h, int t) {
-  UNROLL for (int i = 0; i < 16 * DIM / 8 / THREADS; i++) {
+  constexpr int CHUNKS = 16 * DIM / 8;
+  UNROLL for (int i = 0; i < (CHUNKS + THREADS - 1) / THREADS; i++) {
     const int id = tid() + i * THREADS, slot = id / (DIM / 8), c = id % (DIM / 8);
+    if (CHUNKS % THREADS && id >= CHUNKS) break;
     const bool valid = h.holds(t, slot);
     copy_async(to.chunk(slot, c), from + (valid ? h.at(t, slot) + c * 8 : 0), valid);
   }
@@ -85,6 +87,7 @@ DEVICE float warp_sum(float x) {
   UNROLL for (int m = 16; m; m >>= 1) x += shfl_xor(x, m);
   return x;
 }
+DEVICE float quad_sum(float x) { x += shfl_xor(x, 1); return x + shfl_xor(x, 2); }      // over the lanes of a row
 
 // ------------------------------------------------------------------------------------------------- inner LayerNorm
 // x = (z - mean z) r;  the loss pulls at x with gx = gamma (gamma x + beta - target) = a x + c,  where a = gamma^2 and

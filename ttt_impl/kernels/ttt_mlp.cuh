@@ -18,7 +18,7 @@
 #include "ttt.cuh"
 static_assert(DIM == 64, "TTT-MLP's weights fill the registers of eight warps at head dimension 64");
 
-constexpr int HIDDEN = 4 * DIM, WARPS = 8, THREADS = 32 * WARPS, UNITS = HIDDEN / WARPS, PAIR = UNITS / 16;
+constexpr int HIDDEN = 4 * DIM, WARPS = 8, UNITS = HIDDEN / WARPS, PAIR = UNITS / 16;
 constexpr int STATE1 = (DIM + 1) * HIDDEN, STATE2 = (HIDDEN + 1) * DIM;   // floats of W1, b1 and of W2, b2; b the last row
 
 // ------------------------------------------------------------------------------------------------------------- gelu
@@ -75,21 +75,21 @@ DEVICE void write_weights(float* one, float* two, Weights& W, const Lane& l) {
   write_biases(one + DIM * HIDDEN, two + HIDDEN * DIM, W, l);
 }
 // A checkpoint holds the tiles in the order of the registers, so that every access is 16 bytes a lane:
-// F4[32 half tiles][THREADS] (those of w1 by m, s, half; then those of w2 by s, m, half), then b1 and b2.
+// F4[32 half tiles][threads] (those of w1 by m, s, half; then those of w2 by s, m, half), then b1 and b2.
 constexpr int CHECKPOINT = STATE1 + STATE2;
 DEVICE float* checkpoint_slot(float* checkpoints, const Problem& p, const Head& h, int t) {
   return checkpoints + ((i64)((h.first_mini_batch + t) / p.every - 1) * h.heads + h.head) * CHECKPOINT;
 }
 DEVICE F4 half_tile(const Acc& d, int c) { return F4{d.v[c][0], d.v[c][1], d.v[c][2], d.v[c][3]}; }
 DEVICE void set_half_tile(Acc& d, int c, const F4& x) { d.v[c][0] = x.x; d.v[c][1] = x.y; d.v[c][2] = x.z; d.v[c][3] = x.w; }
-DEVICE void write_checkpoint(float* to, const Weights& W) {
+DEVICE void write_checkpoint(float* to, const Weights& W, const Lane& l) {
   F4* const tiles = (F4*)to + tid();
   UNROLL for (int i = 0; i < PAIR * STEPS; i++) UNROLL for (int c = 0; c < 2; c++) {
-    tiles[(2 * i + c) * THREADS] = half_tile(W.w1[i / STEPS][i % STEPS], c);
-    tiles[(2 * (PAIR * STEPS + i) + c) * THREADS] = half_tile(W.w2[i / PAIR][i % PAIR], c);
+    tiles[(2 * i + c) * 32 * WARPS] = half_tile(W.w1[i / STEPS][i % STEPS], c);
+    tiles[(2 * (PAIR * STEPS + i) + c) * 32 * WARPS] = half_tile(W.w2[i / PAIR][i % PAIR], c);
   }
   float* const biases = to + 2 * DIM * HIDDEN;
-  write_biases(biases, biases + HIDDEN, W, Lane());
+  write_biases(biases, biases + HIDDEN, W, l);
 }
 // The operand of W1's update, (-tok_last Ghat1)^T [16 h x 16 tokens] in bf16, in the order of the registers.
 DEVICE U4* update_slot(u32* updates, const Head& h, int t, int m, const Lane& l) {
@@ -103,9 +103,18 @@ struct Owner {
   int token, n;               // the lane's token of the mini-batch, the first of its four features
   DEVICE explicit Owner(const Lane& l) : token(2 * l.warp + (l.id >> 4)), n((l.id & 15) * 4) {}
 };
+DEVICE void read_four(float (&x)[4], const float* from) {
+  const F4 v = *(const F4*)from;
+  x[0] = v.x; x[1] = v.y; x[2] = v.z; x[3] = v.w;
+}
 DEVICE float owner_sum(float x) {                                         // over the 16 lanes of a token
   UNROLL for (int m = 8; m; m >>= 1) x += shfl_xor(x, m);
   return x;
+}
+DEVICE float square_sum(const float* x) {                                 // of DIM numbers
+  float sum = 0;
+  for (int n = 0; n < DIM; n++) sum += x[n] * x[n];
+  return sum;
 }
 // Partial sums, float[WARPS][16 tokens][DIM]; groups of eight features change places so that neither the writes (hidden
 // view) nor the reads (token view) meet a bank conflict.

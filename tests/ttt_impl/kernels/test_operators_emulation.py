@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_left_to_the_plain_paths() -> None:
 
 def test_many_heads_take_the_wide_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
-    monkeypatch.setattr(operators, "_launch", lambda name, *_: names.append(name))
+    monkeypatch.setattr(operators, "launch", lambda name, *_: names.append(name))
     for heads in (264, 265):
         linear_forward(*case(1, heads=heads), None, None, None, 0, False)
     linear_forward(*case(1, heads=265, width=96), None, None, None, 0, False)
