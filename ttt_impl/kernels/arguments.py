@@ -147,12 +147,17 @@ def _mlp_forward(width: int) -> int:
     return tiles + sums
 
 
+def _mlp_decode(width: int) -> int:
+    return 4 * ((2 * 3 + 2 * TOKENS + 8) * width + (2 * TOKENS + 1) * 4 * width + 8 * TOKENS + TOKENS)
+
+
 KERNELS = {
     "ttt_linear_fwd": Kernel("ttt_linear_fwd.cu", lambda f: 2 * f, lambda f: _forward(f // 16, f)),
     "ttt_linear_fwd_wide": Kernel("ttt_linear_fwd.cu", lambda f: f, lambda f: _forward(f // 32, f), (64,)),
     "ttt_linear_bwd": Kernel("ttt_linear_bwd.cu", lambda f: 2 * f, _backward),
     "ttt_linear_decode": Kernel("ttt_linear_decode.cu", lambda f: 2 * f, _decode),
-    "ttt_mlp_fwd": Kernel("ttt_mlp_fwd.cu", lambda f: 256, _mlp_forward, MLP_WIDTHS),
+    "ttt_mlp_fwd": Kernel("ttt_mlp_fwd.cu", lambda f: 4 * f, _mlp_forward, MLP_WIDTHS),
+    "ttt_mlp_decode": Kernel("ttt_mlp_decode.cu", lambda f: 4 * f, _mlp_decode, MLP_WIDTHS),
 }
 """Checked against the sources by the emulation tests."""
 

@@ -13,6 +13,7 @@ struct alignas(16) F4 { float x, y, z, w; };
 struct alignas(16) U4 { u32 x, y, z, w; };
 struct alignas(8) U2 { u32 x, y; };
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")      // where the compiler would unroll and run out of registers
 
 #ifdef TTT_EMULATE
 #include "emulator.h"
