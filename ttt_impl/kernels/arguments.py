@@ -93,7 +93,7 @@ class MLPForwardArgs(Arguments):
 
     _fields_ = (
         ("p", Problem),
-        *_pointers("start1", "start2", "keys", "ghat1", "ghat2", "out", "end1", "end2"),
+        *_pointers("start1", "start2", "keys", "ghat2", "out", "end1", "end2"),
         *_pointers("end_keys", "end_ghat1", "end_ghat2", "updates", "saved_ghat2", "checkpoints"),
     )
 
@@ -142,9 +142,20 @@ def _decode(width: int) -> int:
     return 4 * ((2 * 3 + 2 * TOKENS + 2 * 8) * width + TOKENS)
 
 
+def mlp_gradients(width: int) -> int:
+    """Numbers of dW1 and dW2, without biases."""
+    return 8 * width * width
+
+
 def _mlp_forward(width: int) -> int:
     tiles, sums = (4 * 3 + 1) * TOKENS * width * 2, 2 * 8 * TOKENS * width * 4
     return tiles + sums
+
+
+def _mlp_backward(width: int) -> int:
+    tiles, sums = 10 * TOKENS * width * 2, 2 * 8 * TOKENS * width * 4
+    scores, biases = (8 + 2) * TOKENS * TOKENS * 4, 2 * 5 * width * 4
+    return tiles + sums + scores + biases
 
 
 def _mlp_decode(width: int) -> int:
@@ -157,6 +168,10 @@ KERNELS = {
     "ttt_linear_bwd": Kernel("ttt_linear_bwd.cu", lambda f: 2 * f, _backward),
     "ttt_linear_decode": Kernel("ttt_linear_decode.cu", lambda f: 2 * f, _decode),
     "ttt_mlp_fwd": Kernel("ttt_mlp_fwd.cu", lambda f: 4 * f, _mlp_forward, MLP_WIDTHS),
+    "ttt_mlp_bwd": Kernel(
+        "ttt_mlp_bwd.cu", lambda f: 4 * f, lambda f: _mlp_backward(f) + 4 * mlp_gradients(f), MLP_WIDTHS
+    ),
+    "ttt_mlp_bwd_small": Kernel("ttt_mlp_bwd.cu", lambda f: 4 * f, _mlp_backward, MLP_WIDTHS),
     "ttt_mlp_decode": Kernel("ttt_mlp_decode.cu", lambda f: 4 * f, _mlp_decode, MLP_WIDTHS),
 }
 """Checked against the sources by the emulation tests."""

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from ttt_impl.kernels.arguments import (
+    KERNELS,
     MLP_WIDTHS,
     TOKENS,
     MLPBackwardArgs,
     MLPDecodeArgs,
     MLPForwardArgs,
     check,
+    mlp_gradients,
     problem,
 )
 from ttt_impl.kernels.operators import EVERY, launch, room
@@ -29,21 +31,21 @@ Nine = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 @torch.library.custom_op("ttt::mlp_forward", mutates_args=())
 def mlp_forward(
     q: Tensor, k: Tensor, v: Tensor, lr: Tensor, tok: Tensor, gamma: Tensor, beta: Tensor, start1: Tensor,
-    start2: Tensor, keys: Tensor | None, ghat1: Tensor | None, ghat2: Tensor | None, segments: Tensor | None,
-    mini_batches: int, save: bool,
+    start2: Tensor, keys: Tensor | None, ghat2: Tensor | None, segments: Tensor | None, mini_batches: int, save: bool,
 ) -> Nine:  # fmt: skip
     """TTT-MLP over q, k, v [B, L, H, f] from `start1`, `start2`, lr [B, H, L].
 
     Returns out [B, L, H, f]; W1 and W2 after the last full mini-batch; keys [N, 16, f + 1], Ghat1 [N, 16, 4f] and Ghat2
     [N, 16, f] of the mini-batch left open; and what the backward pass reads, empty unless `save`: the operand of W1's
-    update, Ghat2 in bf16, checkpoints. Other arguments as for `linear_forward`.
+    update, Ghat2 in bf16, checkpoints. Of a mini-batch already open only keys and Ghat2 are read: the rest follows from
+    them. Other arguments as for `linear_forward`.
     """
     check(MLP_WIDTHS, q=q, k=k, v=v, lr=lr, tok=tok, gamma=gamma, beta=beta, start1=start1, start2=start2)
     results = _forward_results(q, start1, start2, segments, mini_batches, save)
     out, end1, end2, end_keys, end_ghat1, end_ghat2, updates, saved_ghat2, checkpoints = results
     shared = problem(q, k, v, lr, tok, gamma, beta, segments, EVERY)
     arguments = MLPForwardArgs(p=shared)
-    arguments.set(start1=start1, start2=start2, keys=keys, ghat1=ghat1, ghat2=ghat2, out=out, end1=end1, end2=end2)
+    arguments.set(start1=start1, start2=start2, keys=keys, ghat2=ghat2, out=out, end1=end1, end2=end2)
     arguments.set(end_keys=end_keys, end_ghat1=end_ghat1, end_ghat2=end_ghat2)
     if save:
         arguments.set(updates=updates, saved_ghat2=saved_ghat2, checkpoints=checkpoints)
@@ -54,8 +56,7 @@ def mlp_forward(
 @mlp_forward.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, lr: Tensor, tok: Tensor, gamma: Tensor, beta: Tensor, start1: Tensor,
-    start2: Tensor, keys: Tensor | None, ghat1: Tensor | None, ghat2: Tensor | None, segments: Tensor | None,
-    mini_batches: int, save: bool,
+    start2: Tensor, keys: Tensor | None, ghat2: Tensor | None, segments: Tensor | None, mini_batches: int, save: bool,
 ) -> Nine:  # fmt: skip
     return _forward_results(q, start1, start2, segments, mini_batches, save)
 
@@ -80,6 +81,16 @@ def _forward_results(
     )
 
 
+@torch.compiler.assume_constant_result
+def backward_kernel(device: torch.device) -> str:
+    """The kernel whose gradients of the weights lie in shared memory, where a CTA may have that much of it."""
+    if device.type == "cuda":
+        most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        if most < KERNELS["ttt_mlp_bwd"].shared(MLP_WIDTHS[0]):
+            return "ttt_mlp_bwd_small"
+    return "ttt_mlp_bwd"
+
+
 @torch.library.custom_op("ttt::mlp_backward", mutates_args=())
 def mlp_backward(
     d_out: Tensor, d_end1: Tensor | None, d_end2: Tensor | None, q: Tensor, k: Tensor, v: Tensor, lr: Tensor,
@@ -97,8 +108,10 @@ def mlp_backward(
     arguments = MLPBackwardArgs(p=shared)
     arguments.set(d_out=d_out, end1=end1, end2=end2, updates=updates, saved_ghat2=saved_ghat2, checkpoints=checkpoints)
     arguments.set(d_end1=d_end1, d_end2=d_end2, dq=dq, dk=dk, dv=dv, dlr=dlr, dtok=dtok, dgamma=dgamma, dbeta=dbeta)
-    arguments.set(d_start1=d_start1, d_start2=d_start2)
-    launch("ttt_mlp_bwd", q, len(end1), arguments)
+    kernel = backward_kernel(q.device)
+    scratch = end1.new_empty(len(end1), mlp_gradients(width)) if kernel == "ttt_mlp_bwd_small" else None
+    arguments.set(d_start1=d_start1, d_start2=d_start2, scratch=scratch)
+    launch(kernel, q, len(end1), arguments)
     return dq, dk, dv, dlr, dtok.sum(0), dgamma.sum(0), dbeta.sum(0), d_start1, d_start2
 
 
@@ -113,7 +126,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Nine) -> None:
-    segments, save = inputs[12], inputs[14]
+    segments, save = inputs[11], inputs[13]
     ctx.set_materialize_grads(False)
     ctx.saved = save
     if save:
@@ -127,7 +140,7 @@ def _differentiate(
         raise RuntimeError("ttt::mlp_forward ran with save=False and cannot be differentiated; pass save=True")
     q, *rest = ctx.saved_tensors
     d_out = torch.zeros_like(q) if d_out is None else d_out
-    return *mlp_backward(d_out, d_end1, d_end2, q, *rest), *(None,) * 6
+    return *mlp_backward(d_out, d_end1, d_end2, q, *rest), *(None,) * 5
 
 
 mlp_forward.register_autograd(_differentiate, setup_context=_save)

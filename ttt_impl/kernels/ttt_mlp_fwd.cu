@@ -10,16 +10,17 @@
 //
 // The sums of Z2bar are read behind barrier 1 of the next mini-batch, so two barriers a mini-batch are enough. Nothing
 // has to be summed over the warps for P2 Ghat2: it is linear in P2, and a warp applies its own 32 hidden units' share.
+// Of a mini-batch that earlier calls have begun, keys and Ghat2 are enough: X2 and Ghat1 follow, bit by bit.
 // Tokens arrive by asynchronous copies, STAGES - 1 mini-batches ahead.
 #include "ttt_mlp.cuh"
 
 struct ForwardArgs {
   Problem p;
   const float *start1, *start2;               // [S, H, DIM + 1, HIDDEN], [S, H, HIDDEN + 1, DIM]  to begin with
-  const float *keys, *ghat1, *ghat2;          // [S, H, 16, DIM + 1], [.., HIDDEN], [.., DIM]  of a mini-batch already open
+  const float *keys, *ghat2;                  // [S, H, 16, DIM + 1], [.., DIM]  rows of a mini-batch already open
   u16* out;                                   // [B, L, H, DIM]
   float *end1, *end2;                         // as start1, start2: after the last full mini-batch
-  float *end_keys, *end_ghat1, *end_ghat2;    // rows of the mini-batch left open; untouched if none is
+  float *end_keys, *end_ghat1, *end_ghat2;    // those left open, Ghat1 [S, H, 16, HIDDEN] too; untouched if none are
   u32* updates;                               // [mini-batches, H, 8 HIDDEN]  for the backward pass; null: not wanted
   u16* saved_ghat2;                           // [mini-batches, H, 16, DIM]  likewise
   float* checkpoints;                         // [(mini-batches - 1) / every, H, CHECKPOINT]  likewise
@@ -139,18 +140,17 @@ struct Forward {
       load(g, ghat2, 0, 16 * s, l);
       UNROLL for (int m = 0; m < PAIR; m++) mma(ghat1[m], transposed(pack(W.w2[s][m])), g);
     }
-    const i64 rows = (i64)h.state * TOKENS * HIDDEN;
+    float* const rows = a.end_ghat1 + (i64)h.state * TOKENS * HIDDEN;
     UNROLL for (int m = 0; m < PAIR; m++) UNROLL for (int r = 0; r < 2; r++) UNROLL for (int k = 0; k < 4; k++) {
-      const i64 place = rows + l.column_of(k) * HIDDEN + bias1_place(m, r, l);
       float& g = ghat1[m].at(r, k);
       g *= now.slope[m].at(r, k);
-      if (t == 0 && l.column_of(k) < h.taken) g = a.ghat1[place];
-      if (h.open(t)) a.end_ghat1[place] = g;
+      if (h.open(t)) rows[l.column_of(k) * HIDDEN + bias1_place(m, r, l)] = g;
     }
   }
   DEVICE static void learn(const ForwardArgs& a, const Head& h, int t, Step& now, Weights& W, const Stage& in,
                            Tile<DIM> ghat2, const float (&rates)[2], float* sums, const Lane& l) {
-    const float rate = h.open(t) ? 0.f : -a.p.tok[TOKENS - 1];                       // a mini-batch left open does not update
+    const float tok_last = a.p.tok[TOKENS - 1];
+    const float rate = h.open(t) ? 0.f : -tok_last;                       // a mini-batch left open does not update
     Acc ghat1[PAIR], S2;
     Left xbar[PAIR];                                                      // X2bar [token x h]
     inner_gradient(ghat1, a, h, t, now, W, ghat2, l);

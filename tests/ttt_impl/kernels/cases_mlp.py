@@ -90,10 +90,10 @@ class Result(NamedTuple):
 
 
 def forward(
-    x: Case, keys: Tensor | None = None, ghat1: Tensor | None = None, ghat2: Tensor | None = None,
-    segments: Tensor | None = None, mini_batches: int = 0, save: bool = False,
+    x: Case, keys: Tensor | None = None, ghat2: Tensor | None = None, segments: Tensor | None = None,
+    mini_batches: int = 0, save: bool = False,
 ) -> Result:  # fmt: skip
-    return Result(*mlp_forward(*x, keys, ghat1, ghat2, segments, mini_batches, save))
+    return Result(*mlp_forward(*x, keys, ghat2, segments, mini_batches, save))
 
 
 def errors(x: Case, result: Result) -> dict[str, float]:
