@@ -85,7 +85,7 @@ def _forward_results(
 def backward_kernel(device: torch.device) -> str:
     """The kernel whose gradients of the weights lie in shared memory, where a CTA may have that much of it."""
     if device.type == "cuda":
-        most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
         if most < KERNELS["ttt_mlp_bwd"].shared(MLP_WIDTHS[0]):
             return "ttt_mlp_bwd_small"
     return "ttt_mlp_bwd"
