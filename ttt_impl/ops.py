@@ -3,7 +3,7 @@
     'scan'      the hand-differentiated scan over mini-batches (`scan_linear.py`, `scan_mlp.py`); differentiable once
     'autograd'  the same dual form as a plain loop (`scan_autograd.py`); differentiable any number of times
     'step'      a few tokens inside the open mini-batch of a cache (`step.py`); not differentiable
-    'fused-cuda'  TTT-Linear's kernels (`kernels/`), bfloat16 on a CUDA device; differentiable once
+    'fused-cuda'  the kernels of `kernels/`, bfloat16 on a CUDA device; differentiable once
 
 'auto' takes 'fused-cuda' where the call fits the kernels and they have passed a self-check on the device at hand,
 otherwise 'step' where it applies and 'scan' where it does not. Inputs in half precision are computed, and their fast

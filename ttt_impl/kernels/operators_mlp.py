@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttt_impl.kernels import operators
 from ttt_impl.kernels.arguments import (
     KERNELS,
     MLP_WIDTHS,
@@ -23,7 +24,6 @@ from ttt_impl.kernels.arguments import (
     mlp_gradients,
     problem,
 )
-from ttt_impl.kernels.operators import EVERY, launch, room
 
 Nine = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -43,13 +43,13 @@ def mlp_forward(
     check(MLP_WIDTHS, q=q, k=k, v=v, lr=lr, tok=tok, gamma=gamma, beta=beta, start1=start1, start2=start2)
     results = _forward_results(q, start1, start2, segments, mini_batches, save)
     out, end1, end2, end_keys, end_ghat1, end_ghat2, updates, saved_ghat2, checkpoints = results
-    shared = problem(q, k, v, lr, tok, gamma, beta, segments, EVERY)
+    shared = problem(q, k, v, lr, tok, gamma, beta, segments, operators.EVERY)
     arguments = MLPForwardArgs(p=shared)
     arguments.set(start1=start1, start2=start2, keys=keys, ghat2=ghat2, out=out, end1=end1, end2=end2)
     arguments.set(end_keys=end_keys, end_ghat1=end_ghat1, end_ghat2=end_ghat2)
     if save:
         arguments.set(updates=updates, saved_ghat2=saved_ghat2, checkpoints=checkpoints)
-    launch("ttt_mlp_fwd", q, len(start1), arguments)
+    operators.launch("ttt_mlp_fwd", q, len(start1), arguments)
     return results
 
 
@@ -67,9 +67,9 @@ def _forward_results(
     """Room for the results; where segments leave tokens out, the output is zero there."""
     batch, length, heads, width = q.shape
     count, total = len(start1), mini_batches or batch * -(-length // TOKENS)
-    saved, checkpoints = (total, (total - 1) // EVERY) if save else (0, 0)
+    saved, checkpoints = (total, (total - 1) // operators.EVERY) if save else (0, 0)
     return (
-        room(q, segments),
+        operators.room(q, segments),
         start1.new_empty(start1.shape),
         start2.new_empty(start2.shape),
         start1.new_zeros(count, TOKENS, width + 1),
@@ -100,18 +100,18 @@ def mlp_backward(
     """Gradients of q, k, v, lr, tok, gamma, beta, `start1`, `start2`, given those of the output and of the end."""
     check(MLP_WIDTHS, d_out=d_out, q=q, k=k, v=v, lr=lr, tok=tok, gamma=gamma, beta=beta, end1=end1, end2=end2)
     heads, width = q.shape[2:]
-    dq, dk, dv = (room(q, segments) for _ in range(3))
+    dq, dk, dv = (operators.room(q, segments) for _ in range(3))
     dlr = lr.new_empty(lr.shape) if segments is None else lr.new_zeros(lr.shape)
     d_start1, d_start2, dtok = end1.new_empty(end1.shape), end2.new_empty(end2.shape), end1.new_empty(len(end1), TOKENS)
     dgamma, dbeta = (end1.new_empty(len(end1) // heads, heads, width) for _ in range(2))
-    shared = problem(q, k, v, lr, tok, gamma, beta, segments, EVERY)
+    shared = problem(q, k, v, lr, tok, gamma, beta, segments, operators.EVERY)
     arguments = MLPBackwardArgs(p=shared)
     arguments.set(d_out=d_out, end1=end1, end2=end2, updates=updates, saved_ghat2=saved_ghat2, checkpoints=checkpoints)
     arguments.set(d_end1=d_end1, d_end2=d_end2, dq=dq, dk=dk, dv=dv, dlr=dlr, dtok=dtok, dgamma=dgamma, dbeta=dbeta)
     kernel = backward_kernel(q.device)
     scratch = end1.new_empty(len(end1), mlp_gradients(width)) if kernel == "ttt_mlp_bwd_small" else None
     arguments.set(d_start1=d_start1, d_start2=d_start2, scratch=scratch)
-    launch(kernel, q, len(end1), arguments)
+    operators.launch(kernel, q, len(end1), arguments)
     return dq, dk, dv, dlr, dtok.sum(0), dgamma.sum(0), dbeta.sum(0), d_start1, d_start2
 
 
@@ -159,12 +159,12 @@ def mlp_decode(
     """
     state = {"weights1": weights1, "weights2": weights2, "keys": keys, "ghat1": ghat1, "ghat2": ghat2, "x2": x2}
     check(MLP_WIDTHS, q=q, k=k, v=v, lr=lr, tok=tok, gamma=gamma, beta=beta, **state)
-    out = room(q, lengths)
-    shared = problem(q, k, v, lr, tok, gamma, beta, None, EVERY)
+    out = operators.room(q, lengths)
+    shared = problem(q, k, v, lr, tok, gamma, beta, None, operators.EVERY)
     arguments = MLPDecodeArgs(p=shared)
     arguments.set_in_place(**state, count=count)
     arguments.set(lengths=lengths, out=out)
-    launch("ttt_mlp_decode", q, len(weights1), arguments)
+    operators.launch("ttt_mlp_decode", q, len(weights1), arguments)
     return out
 
 

@@ -5,14 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.ttt_impl.kernels.cases import NORMALISED, OUT, error
+from ttt_impl.kernels.bounds import BOUNDS, error
 from ttt_impl.kernels.operators_mlp import mlp_forward
 from ttt_impl.learner import Inputs, Weights
 from ttt_impl.reference import primal_mlp
 from ttt_impl.state import unfold
 
-STATE = 4e-3
-"""Relative error allowed to the weights and to what they have learned: a third of the bf16 noise passes two layers."""
+OUT, NORMALISED, STATE, _ = BOUNDS["mlp"]
 
 
 class Case(NamedTuple):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ttt_impl.kernels.cases import error
 from tests.ttt_impl.kernels.cases_mlp import Case, Result, case, errors, excess, forward
 from tests.ttt_impl.kernels.mutation import Mutant, Mutants
 from ttt_impl.kernels import emulation
+from ttt_impl.kernels.bounds import error
 from ttt_impl.kernels.operators_mlp import mlp_decode
 from ttt_impl.state import with_hidden
 

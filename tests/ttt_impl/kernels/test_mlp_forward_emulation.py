@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ttt_impl.kernels.cases import NORMALISED, error
-from tests.ttt_impl.kernels.cases_mlp import STATE, Case, case, double, excess, forward, primal, same
+from tests.ttt_impl.kernels.cases_mlp import NORMALISED, STATE, Case, case, double, excess, forward, primal, same
 from tests.ttt_impl.kernels.test_linear_forward_emulation import guard
 from ttt_impl.kernels import emulation
+from ttt_impl.kernels.bounds import error
 
 pytestmark = pytest.mark.skipif(not emulation.available(), reason="emulating kernels needs g++")
 
