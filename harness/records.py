@@ -90,6 +90,75 @@ class PositionCurve(Values):
 
 
 @dataclass
+class FixedTarget(Values):
+    """NLL of the same target tokens given ever more context (convention `fixed_target`).
+
+    `nll_file` is a Parquet file, one row a document, block of targets and context, with columns `document`, `start`
+    (position of the block's first token in the document), `context` (tokens before it that the model was given), `nll`
+    and `target_bytes` (lists, an element a target token). Token j of a block so has `context` + j tokens before it.
+    """
+
+    kind: ClassVar[str] = "fixed_target"
+    nll_file: str
+    documents: int
+    targets: int
+    contexts: list[int]
+    train_length: int | None
+    convention: str = "fixed_target"
+
+
+@dataclass
+class Window(Values):
+    """NLL of every token but the first, given what a window of `window` tokens moved on by `stride` holds before it.
+
+    With `stride` = `window` windows do not overlap. `nll_file` is written as that of `PositionCurve`.
+    """
+
+    kind: ClassVar[str] = "window"
+    nll_file: str
+    documents: int
+    tokens: int
+    window: int
+    stride: int
+    train_length: int | None
+    convention: str = "window"
+
+
+@dataclass
+class Dynamic(Values):
+    """Dynamic evaluation: NLL while the model adapts to each document, beside that of the same reading frozen.
+
+    `nll_file` is written as that of `PositionCurve`, with a column `frozen_nll` more. Both readings saw each `segment`
+    of tokens with up to `context` tokens before it; the seconds are those of all documents.
+    """
+
+    kind: ClassVar[str] = "dynamic"
+    nll_file: str
+    documents: int
+    tokens: int
+    max_length: int
+    train_length: int | None
+    method: str
+    parameters: str
+    adapted_parameters: int
+    segment: int
+    context: int
+    learning_rate: float
+    frozen_seconds: float
+    adapted_seconds: float
+
+
+@dataclass
+class LmEval(Values):
+    """What lm-eval found: by task its metrics (with `_stderr`), scored samples, and shown examples."""
+
+    kind: ClassVar[str] = "lm_eval"
+    results: dict[str, dict[str, float]]
+    samples: dict[str, int]
+    fewshot: dict[str, int]
+
+
+@dataclass
 class Diagnostics(Values):
     """What a model reports of itself while it reads: named curves over position, empty where a family has none.
 

@@ -88,7 +88,7 @@ def compiled(source: str, width: int, arch: str) -> list[Row]:
     code, log = nvcc(flattened(source), width, arch)
     tool = disassembler()
     loops = main_loops(listing(code, tool)) if tool else {}
-    return [Row(name, width, arch, *numbers, loops.get(name)) for name, *numbers in reported(log)]  # type: ignore[arg-type]
+    return [Row(name, width, arch, registers, spilled, loops.get(name)) for name, registers, spilled in reported(log)]
 
 
 def reported(log: str) -> list[tuple[str, int, int]]:

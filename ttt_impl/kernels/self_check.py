@@ -28,13 +28,10 @@ Errors = Iterator[tuple[str, float, float]]
 @functools.cache
 def complaint(kernel: str, width: int, device: torch.device) -> str | None:
     """Why `kernel` must not be used on `device` for heads of `width`, in one line; None: it is right."""
-    _, kind, task = kernel.split("_", 2)
     what = f"self-check of {kernel}, head dimension {width}, on {device}"
-    heads = operators.NARROW_HEADS + 1 if task == "fwd_wide" else 2
-    check = {"fwd": _forward, "fwd_wide": _forward, "bwd": _backward, "decode": _decode}[task]
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            for name, found, allowed in check(kind, *problem(kind, heads, width, task != "bwd"), device):
+            for name, found, allowed in errors(kernel, width, device):
                 if not found <= allowed:
                     return f"{what}: {name} is off by {found:.1e}, allowed {allowed:.1e}"
     except Exception as reason:  # compilers, drivers and devices fail in their own ways
@@ -42,7 +39,15 @@ def complaint(kernel: str, width: int, device: torch.device) -> str | None:
     return None
 
 
-def problem(kind: str, heads: int, width: int, tiny: bool = False) -> tuple[Inputs, Weights]:
+def errors(kernel: str, width: int, device: torch.device, length: int = TOKENS) -> Errors:
+    """Names, errors and bounds of what `kernel` computes of a problem of `length` tokens, more than `BORDER`."""
+    _, kind, task = kernel.split("_", 2)
+    heads = operators.NARROW_HEADS + 1 if task == "fwd_wide" else 2
+    check = {"fwd": _forward, "fwd_wide": _forward, "bwd": _backward, "decode": _decode}[task]
+    yield from check(kind, *problem(kind, heads, width, length, tiny=task != "bwd"), device)
+
+
+def problem(kind: str, heads: int, width: int, length: int = TOKENS, tiny: bool = False) -> tuple[Inputs, Weights]:
     """One sequence on the CPU, bf16 tokens, all else float32.
 
     Gamma and beta are far from 1 and 0, or means over them would go unnoticed. If `tiny`, every second head begins
@@ -56,8 +61,8 @@ def problem(kind: str, heads: int, width: int, tiny: bool = False) -> tuple[Inpu
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=g, dtype=torch.float32, device="cpu")
 
-    q, k, v = (normal(1, heads, TOKENS, width).bfloat16() for _ in range(3))
-    lr = uniform(1, heads, TOKENS) * {"linear": 1.0, "mlp": 0.1}[kind] / width
+    q, k, v = (normal(1, heads, length, width).bfloat16() for _ in range(3))
+    lr = uniform(1, heads, length) * {"linear": 1.0, "mlp": 0.1}[kind] / width
     tok = 1 / torch.arange(1, 17, dtype=torch.float32, device="cpu") + 0.02 * uniform(16)
     sizes = {"linear": (width, width), "mlp": (width, 4 * width, width)}[kind]
     scale = torch.tensor([0.02, 1e-4 if tiny else 0.02], device="cpu").repeat(-(-heads // 2))[:heads, None, None]
@@ -79,7 +84,7 @@ def _forward(kind: str, inputs: Inputs, weights: Weights, device: torch.device) 
     there, w0 = _to(inputs, device), _moved(weights, device)
     state: FastWeights | None = None
     outs = []
-    for first, last in ((0, BORDER), (BORDER, TOKENS)):
+    for first, last in ((0, BORDER), (BORDER, inputs.q.shape[2])):
         part = there.each(lambda x, cut=slice(first, last): x[:, :, cut])  # type: ignore[misc]
         layout = continued(last - first, 16, [first], None, device)
         out, state = fused_cuda.run(kind, part, w0, layout, state, True, False)
@@ -109,7 +114,7 @@ def _backward(kind: str, inputs: Inputs, weights: Weights, device: torch.device)
     g = torch.Generator().manual_seed(1)
     upstream = torch.randn(inputs.q.shape, generator=g, dtype=torch.float32, device="cpu").bfloat16()
     mine = [x.to(device, copy=True).requires_grad_() for x in (*inputs, *weights)]
-    layout = plain(TOKENS, 16, device)
+    layout = plain(inputs.q.shape[2], 16, device)
     out, _ = fused_cuda.run(kind, Inputs(*mine[:7]), tuple(mine[7:]), layout, None, False, True)
     found = torch.autograd.grad(out, mine, upstream.to(device))
     wide = [x.double().requires_grad_() for x in (*inputs, *weights)]

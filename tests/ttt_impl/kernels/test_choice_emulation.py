@@ -189,6 +189,14 @@ def test_models_bring_bf16_tokens(how: str, backbone: str, emulated: None, monke
 
 
 @torch.no_grad()
+def test_a_whole_model_compiles_into_one_graph(emulated: None) -> None:
+    built, text = model(torch.bfloat16), ids(1, 32)
+    compiled = torch.compile(built, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(text).logits, built(text).logits)
+    assert paths(built) == {"fused-cuda"}
+
+
+@torch.no_grad()
 def test_decoding_at_fixed_addresses_equals_prefill_at_every_place(
     emulated: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
