@@ -154,8 +154,8 @@ def _mlp_forward(width: int) -> int:
 
 def _mlp_backward(width: int) -> int:
     tiles, sums = 10 * TOKENS * width * 2, 2 * 8 * TOKENS * width * 4
-    scores, biases = (8 + 2) * TOKENS * TOKENS * 4, 2 * 5 * width * 4
-    return tiles + sums + scores + biases
+    scores, biases, head = (8 + 2) * TOKENS * TOKENS * 4, 2 * 5 * width * 4, 64
+    return tiles + sums + scores + biases + head
 
 
 def _mlp_decode(width: int) -> int:
