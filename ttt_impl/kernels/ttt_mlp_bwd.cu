@@ -55,12 +55,12 @@ struct Backward : Place {
     const bool known = h.checkpoint(t, p.every);
     if (known) reload(t); else undo1(t, in);
     Acc z[PAIR], S;                                                      // Z1^T, back^T, Z1bar^T
+    UNROLL for (int m = 0; m < PAIR; m++) z[m] = bias_tile(b1 + 16 * m, l);
+    through_w1(z, W, in.k, l);
     fill(S, 1.f);
     scores(S, in.q, in.k, l);
     now.minus_p1 = minus_P(S, rates(p, l).of, l);
     if (l.warp == 0) put_scores(s1, S, l);
-    UNROLL for (int m = 0; m < PAIR; m++) z[m] = bias_tile(b1 + 16 * m, l);
-    through_w1(z, W, in.k, l);
     UNROLL for (int m = 0; m < PAIR; m++) activate(now.x2[m], now.slope[m], now.bend[m], z[m]);
     if (!known) undo2(now, in, tok_last);
     back_through_w2(z, W, in.ghat2, l);

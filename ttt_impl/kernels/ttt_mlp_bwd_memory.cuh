@@ -171,7 +171,7 @@ struct Place {
   DEVICE void reload(int t) {
     read_checkpoint(W, checkpoint_slot(a.checkpoints, p, h, t), l);
     write_biases(biases, biases + HIDDEN, W, l);
-    sync_warp();                                                         // biases of a checkpoint
+    sync_warp();                                                         // the biases of a checkpoint
   }
 
   // The state and its gradient come in; the gradients of all that is shared by the tokens go out.
