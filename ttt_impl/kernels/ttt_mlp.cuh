@@ -11,18 +11,18 @@
 //   Z2bar = X2bar W2 + b2 - P2 Ghat2                   out = Q + LN(Z2bar)
 //   W1' = W1 - tok_last K^T Ghat1,   b1' = b1 - tok_last sum_j Ghat1_j;      W2', b2' likewise from X2 and Ghat2
 //
-// Two views of a mini-batch. Hidden view: a warp owns UNITS = 32 hidden units, and whatever is indexed by h never leaves
-// it. Token view: a warp owns two tokens, half a warp each, four features n a lane; both LayerNorms live here. From
-// hidden to token view go the sums over h, as one partial sum a warp in shared memory; back goes Ghat2, a bf16 tile.
+// Two views of a mini-batch. Hidden view: a warp owns UNITS = 32 hidden units; what is indexed by h never leaves it.
+// Token view: a warp owns two tokens, half a warp each, four features n a lane; both LayerNorms live here. From hidden
+// to token view go the sums over h, as one partial sum a warp in shared memory; back goes Ghat2, a bf16 tile.
 #pragma once
 #include "ttt.cuh"
 static_assert(DIM == 64, "TTT-MLP's weights fill the registers of eight warps at head dimension 64");
 
 constexpr int HIDDEN = 4 * DIM, WARPS = 8, UNITS = HIDDEN / WARPS, PAIR = UNITS / 16;
-constexpr int STATE1 = (DIM + 1) * HIDDEN, STATE2 = (HIDDEN + 1) * DIM;   // floats of W1, b1 and of W2, b2; b the last row
+constexpr int STATE1 = (DIM + 1) * HIDDEN, STATE2 = (HIDDEN + 1) * DIM;   // floats of W1, W2 with b as the last row
 
 // ------------------------------------------------------------------------------------------------------------- gelu
-// The tanh form, by way of a sigmoid as in ../gelu.py: with u = x (A + B x^2) and s = sigmoid(u) = (1 + tanh(u / 2)) / 2,
+// The tanh form, by way of a sigmoid as in ../gelu.py: with u = x (A + B x^2), s = sigmoid(u) = (1 + tanh(u / 2)) / 2,
 //   y = x s,     y' = s + t x w,     y'' = t (w (4 + (1 - 2 s) x w) - 2 A),     t = s (1 - s),  w = du/dx = A + 3 B x^2
 struct Gelu { float value, slope, bend; };
 DEVICE Gelu gelu(float x) {
@@ -59,7 +59,8 @@ DEVICE void read_weights(Weights& W, const float* one, const float* two, const L
   each_weight1(W.w1, l, [&](float& w, int place) { w = one[place]; });
   each_weight2(W.w2, l, [&](float& w, int place) { w = two[place]; });
   UNROLL for (int r = 0; r < 2; r++) {
-    UNROLL for (int m = 0; m < PAIR; m++) W.b1[m][2 * r] = W.b1[m][2 * r + 1] = one[DIM * HIDDEN + bias1_place(m, r, l)];
+    const float* const b1 = one + DIM * HIDDEN;
+    UNROLL for (int m = 0; m < PAIR; m++) W.b1[m][2 * r] = W.b1[m][2 * r + 1] = b1[bias1_place(m, r, l)];
     W.b2[2 * r] = W.b2[2 * r + 1] = two[HIDDEN * DIM + bias2_place(r, l)];
   }
 }
@@ -81,7 +82,9 @@ DEVICE float* checkpoint_slot(float* checkpoints, const Problem& p, const Head& 
   return checkpoints + ((i64)((h.first_mini_batch + t) / p.every - 1) * h.heads + h.head) * CHECKPOINT;
 }
 DEVICE F4 half_tile(const Acc& d, int c) { return F4{d.v[c][0], d.v[c][1], d.v[c][2], d.v[c][3]}; }
-DEVICE void set_half_tile(Acc& d, int c, const F4& x) { d.v[c][0] = x.x; d.v[c][1] = x.y; d.v[c][2] = x.z; d.v[c][3] = x.w; }
+DEVICE void set_half_tile(Acc& d, int c, const F4& x) {
+  d.v[c][0] = x.x; d.v[c][1] = x.y; d.v[c][2] = x.z; d.v[c][3] = x.w;
+}
 DEVICE void write_checkpoint(float* to, const Weights& W, const Lane& l) {
   F4* const tiles = (F4*)to + tid();
   UNROLL for (int i = 0; i < PAIR * STEPS; i++) UNROLL for (int c = 0; c < 2; c++) {

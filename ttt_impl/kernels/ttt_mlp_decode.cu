@@ -1,7 +1,7 @@
 // TTT-MLP, decoding: a few tokens a call, one CTA a head and sequence, everything remembered updated in place.
 //
-// The state is W1, W2 at the start of the open mini-batch and the rows K, X2, Ghat1, Ghat2 of its tokens so far. Token n
-// of the mini-batch:
+// The state is W1, W2 at the start of the open mini-batch and the rows K, X2, Ghat1, Ghat2 of its tokens so far. Token
+// n of the mini-batch:
 //
 //   predict    z1 = k W1 + b1,  x2_n = gelu(z1),  z2 = x2_n W2 + b2
 //   target     Ghat2_n = lr G(z2)
@@ -10,7 +10,7 @@
 //   read       z2bar = x2bar W2 + b2 - tok_n sum_(j <= n) (x2bar . x2_j + 1) Ghat2_j,   out = q + LN(z2bar)
 //   fold       after the 16th token both layers take the rows in, and no rows are left
 //
-// Thread h is hidden unit h: it alone reads and writes column h of W1, X2 and Ghat1. W2 is read once, into registers, so
+// Thread h is hidden unit h: it alone reads and writes column h of W1 and Ghat1. W2 is read once, into registers, so
 // that its products sum over hidden units inside a thread first; W1 is read at every token of the call. How many rows
 // are taken is counted on the device, as in TTT-Linear's kernel. All is float32 but the tokens.
 #include "decode.cuh"
@@ -208,7 +208,7 @@ struct Decode {
       ghat1[j * HIDDEN] = sh.ghat1[j][unit];
       x2[j * (HIDDEN + 1)] = sh.x2[j][unit];
       if (which == K) keys[j * (DIM + 1) + f] = sh.keys[j][f];
-      if (l.warp == 0) UNROLL for (int e = 0; e < EACH; e++) ghat2[j * DIM + l.id + 32 * e] = sh.ghat2[j][l.id + 32 * e];
+      if (l.warp == 0) UNROLL for (int n = l.id; n < DIM; n += 32) ghat2[j * DIM + n] = sh.ghat2[j][n];
       if (unit == 0) keys[j * (DIM + 1) + DIM] = x2[j * (HIDDEN + 1) + HIDDEN] = j < row ? 1.f : 0.f;     // the biases'
     }
     if (folded) {

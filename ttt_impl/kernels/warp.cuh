@@ -21,7 +21,7 @@ struct alignas(8) U2 { u32 x, y; };
 #define DEVICE __device__ __forceinline__
 DEVICE int tid() { return threadIdx.x; }
 DEVICE int bid() { return blockIdx.x; }
-DEVICE int opaque(int x) { asm volatile("" : "+r"(x)); return x; }       // where it comes from is hidden from the compiler
+DEVICE int opaque(int x) { asm volatile("" : "+r"(x)); return x; }       // its origin is hidden from the compiler
 DEVICE void sync_cta() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
 DEVICE float shfl_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
