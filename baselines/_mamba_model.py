@@ -21,9 +21,12 @@ from transformers.models.mamba import modeling_mamba
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput
 
 from baselines._causal_conv import causal_conv
+from baselines._fused_conv import fused_conv
+from baselines._fused_scan import fused_scan
 from baselines._mamba_kernels import kernels_for
 from baselines._precision import at_least_float32, widen_norms
 from baselines._selective_scan import selective_scan, selective_step
+from baselines._series import fits
 
 
 class MambaForCausalLM(transformers.MambaForCausalLM):
@@ -91,21 +94,22 @@ class MambaMixer(modeling_mamba.MambaMixer):
         """
         layer: Any = None if cache_params is None else cache_params.layers[self.layer_idx]
         continues = layer is not None and layer.has_previous_state[0]
-        hidden = hidden_states.transpose(0, 1).contiguous()
-        if continues and len(hidden) == 1 and not torch.is_grad_enabled():
-            return self._step(hidden[0], layer.conv_states[0], layer.recurrent_states[0]).unsqueeze(1)
-        mask = None if attention_mask is None else attention_mask[:, -len(hidden) :].t().unsqueeze(-1).to(hidden.dtype)
-        x, z = self.in_proj(hidden if mask is None else hidden * mask).chunk(2, dim=-1)
-        past = x.new_zeros(self.conv_kernel_size - 1, *x.shape[1:])
+        length, kernel = hidden_states.shape[1], self.conv_kernel_size
+        if continues and length == 1 and not torch.is_grad_enabled():
+            return self._step(hidden_states[:, 0], layer.conv_states[0], layer.recurrent_states[0]).unsqueeze(1)
+        mask = None if attention_mask is None else attention_mask[:, -length:, None].to(hidden_states.dtype)
+        x, z = self.in_proj(hidden_states if mask is None else hidden_states * mask).chunk(2, dim=-1)
+        past = x.new_zeros(len(x), kernel - 1, x.shape[-1])
         if continues:
-            past = layer.conv_states[0][..., 1:].permute(2, 0, 1).to(x.dtype)
-        window = torch.cat([past, x])
-        x = self._convolve(window)
-        y, state = self._scan(x if mask is None else x * mask, z, layer.recurrent_states[0] if continues else None)
+            past = layer.conv_states[0][..., 1:].transpose(1, 2).to(x.dtype, copy=True)
+        conv = self._convolve(past, x)
+        inputs = conv if mask is None else conv * mask
+        y, state = self._scan(inputs, z, layer.recurrent_states[0] if continues else None)
         if layer is not None:
-            layer.update_conv_state(window[-self.conv_kernel_size :].permute(1, 2, 0).detach())
+            window = torch.cat([past, x[:, -kernel:]], dim=1)[:, -kernel:]
+            layer.update_conv_state(window.transpose(1, 2).detach())
             layer.update_recurrent_state(state.detach())
-        return self.out_proj(y.to(hidden.dtype)).transpose(0, 1)
+        return self.out_proj(y.to(hidden_states.dtype))
 
     def _step(self, hidden: Tensor, conv_state: Tensor, state: Tensor) -> Tensor:
         """One token [B, H] -> [B, H]; moves `conv_state` [B, D, K] and `state` [B, D, N] on in place."""
@@ -119,31 +123,38 @@ class MambaMixer(modeling_mamba.MambaMixer):
             dt, bias = F.linear(dt, self.dt_proj.weight), self.dt_proj.bias.float()
             y = kernels.state_update(state, x, dt, self._A(), B, C, self.D, z=z, dt_bias=bias, dt_softplus=True)
         else:
-            inputs = x, self._time_step(dt), self._A(), B, C, self.D
+            dt = F.softplus(self._time_step(dt) + at_least_float32(self.dt_proj.bias))
+            inputs = x, dt, self._A(), B, C, self.D
             y = selective_step(state, *(at_least_float32(v) for v in inputs)) * F.silu(z)
         return self.out_proj(y.to(hidden.dtype))
 
-    def _convolve(self, window: Tensor) -> Tensor:
-        """[K - 1 + L, B, D] -> [L, B, D], SiLU included."""
+    def _convolve(self, past: Tensor, x: Tensor) -> Tensor:
+        """[B, L, D] after `past` [B, K - 1, D] -> [B, L, D], SiLU included."""
         weight, bias = self._convolution()
-        kernels = kernels_for(window)
-        if kernels is None:
-            return F.silu(causal_conv(window, weight, bias)).to(window.dtype)
-        out = kernels.causal_conv(window.permute(1, 2, 0).contiguous(), weight.squeeze(1), bias, activation="silu")
-        return out[..., self.conv_kernel_size - 1 :].permute(2, 0, 1)
+        kernels = kernels_for(x)
+        if kernels is not None:
+            window = torch.cat([past, x], dim=1).transpose(1, 2).contiguous()
+            out = kernels.causal_conv(window, weight.squeeze(1), bias, activation="silu")
+            return out[..., self.conv_kernel_size - 1 :].transpose(1, 2)
+        if fits(x):
+            return fused_conv(x, past, weight, bias).to(x.dtype)
+        return F.silu(causal_conv(torch.cat([past, x], dim=1), weight, bias)).to(x.dtype)
 
     def _scan(self, x: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Gated output [L, B, D] and last state [B, D, N]; mamba-ssm's kernel cannot start from a state."""
+        """Gated output [B, L, D] and last state [B, D, N]; mamba-ssm's kernel cannot start from a state."""
         dt, B, C = self._select(x)
         kernels = kernels_for(x) if state is None else None
-        if kernels is None:
-            x, dt, B, C, z = (v.transpose(0, 1) for v in (x, self._time_step(dt), B, C, z))
-            y, state = selective_scan(x, dt, self._A(), B, C, self.D, z, state)
-            return y.transpose(0, 1), state
-        dt, bias = F.linear(dt, self.dt_proj.weight), self.dt_proj.bias.float()
-        x, dt, B, C, z = (v.permute(1, 2, 0) for v in (x, dt, B, C, z))
-        y, state = kernels.selective_scan(x, dt, self._A(), B, C, self.D.float(), z, bias, True, return_last_state=True)
-        return y.permute(2, 0, 1), state
+        if kernels is not None:
+            dt, bias = F.linear(dt, self.dt_proj.weight), self.dt_proj.bias.float()
+            x, dt, B, C, z = (v.transpose(1, 2) for v in (x, dt, B, C, z))
+            A, D = self._A(), self.D.float()
+            y, state = kernels.selective_scan(x, dt, A, B, C, D, z, bias, True, return_last_state=True)
+            return y.transpose(1, 2), state
+        dt = self._time_step(dt)
+        if fits(x):
+            return fused_scan(x, dt, self.dt_proj.bias, self._A(), B, C, self.D, z, state)
+        dt = F.softplus(dt + at_least_float32(self.dt_proj.bias))
+        return selective_scan(x, dt, self._A(), B, C, self.D, z, state)
 
     def _convolution(self) -> tuple[Tensor, Tensor]:
         """Weight [D, 1, K] and bias [D]."""
@@ -155,10 +166,9 @@ class MambaMixer(modeling_mamba.MambaMixer):
         return self.x_proj(x).split([self.time_step_rank, self.ssm_state_size, self.ssm_state_size], dim=-1)
 
     def _time_step(self, dt: Tensor) -> Tensor:
-        """dt [..., D] > 0 of its low rank form [..., R]."""
+        """dt [..., D] of its low rank form [..., R], before its bias and softplus."""
         with torch.autocast(dt.device.type, enabled=False):
-            wide = (at_least_float32(v) for v in (dt, self.dt_proj.weight, self.dt_proj.bias))
-            return F.softplus(F.linear(*wide))
+            return F.linear(at_least_float32(dt), at_least_float32(self.dt_proj.weight))
 
     def _A(self) -> Tensor:
         """A [D, N] < 0."""
