@@ -78,6 +78,14 @@ INLINE vec exp(vec x) {
     return x == x ? y : x;
 }
 
+// 1 / sqrt x, lane by lane: correctly rounded roots, which compilers turn into one instruction.
+INLINE vec reciprocal_root(vec x) {
+    float root[LANES];
+    store(root, x);
+    for (int i = 0; i < LANES; ++i) root[i] = __builtin_sqrtf(root[i]);
+    return 1.0f / load(root);
+}
+
 INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exp(-x)); }
 
 // Work items 0 .. count - 1 over threads; which thread takes which must not show in the results.
