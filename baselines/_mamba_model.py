@@ -24,6 +24,7 @@ from baselines._causal_conv import causal_conv
 from baselines._fused_conv import fused_conv
 from baselines._fused_scan import fused_scan
 from baselines._mamba_kernels import kernels_for
+from baselines._mamba_step import mamba_step
 from baselines._precision import at_least_float32, widen_norms
 from baselines._selective_scan import selective_scan, selective_step
 from baselines._series import fits
@@ -51,6 +52,9 @@ class MambaForCausalLM(transformers.MambaForCausalLM):
         **kwargs: Any,
     ) -> MambaCausalLMOutput:
         """Logits [B, L, V] of `input_ids` [B, L], or of its last `logits_to_keep` tokens, with the cache after them."""
+        plain = labels is None and not torch.is_grad_enabled() and not kwargs.get("output_hidden_states")
+        if plain and input_ids is not None and input_ids.shape[1] == 1 and _has_read(cache_params):
+            return MambaCausalLMOutput(logits=self.step(input_ids, cache_params), cache_params=cache_params)
         out = self.backbone(
             input_ids,
             inputs_embeds=inputs_embeds,
@@ -69,9 +73,27 @@ class MambaForCausalLM(transformers.MambaForCausalLM):
             loss=loss, logits=logits, cache_params=out.cache_params, hidden_states=out.hidden_states
         )
 
+    def step(self, input_ids: Tensor, cache: Any) -> Tensor:
+        """Logits [B, 1, V] of one more token, `input_ids` [B, 1], without what transformers prepares for many.
+
+        Every layer's state in `cache` moves on in place; there is no gradient.
+        """
+        hidden = self.backbone.embeddings(input_ids[:, 0])
+        blocks: Any = self.backbone.layers
+        for block, layer in zip(blocks, cache.layers, strict=True):
+            hidden = block.step(hidden, layer)
+        hidden = self.backbone.norm_f(hidden).to(self.lm_head.weight.dtype)
+        return at_least_float32(self.lm_head(hidden)).unsqueeze(1)
+
+
+def _has_read(cache: Any) -> bool:
+    return cache is not None and cache.layers[0].has_previous_state[0]
+
 
 class MambaBlock(modeling_mamba.MambaBlock):
     """Norm, mixer and a residual stream of at least float32 where the config asks for it."""
+
+    mixer: MambaMixer
 
     def forward(
         self, hidden_states: Tensor, cache_params: Cache | None = None, attention_mask: Tensor | None = None, **_: Any
@@ -80,6 +102,12 @@ class MambaBlock(modeling_mamba.MambaBlock):
         residual = at_least_float32(hidden_states) if self.residual_in_fp32 else hidden_states
         mixed = self.norm(hidden_states.to(self.norm.weight.dtype))
         return residual + self.mixer(mixed, cache_params=cache_params, attention_mask=attention_mask)
+
+    def step(self, hidden: Tensor, layer: Any) -> Tensor:
+        """One token [B, H] -> [B, H]; its state, `layer` of the cache, moves on."""
+        residual = at_least_float32(hidden) if self.residual_in_fp32 else hidden
+        mixed = self.norm(hidden.to(self.norm.weight.dtype))
+        return residual + self.mixer.step(mixed, layer.conv_states[0], layer.recurrent_states[0])
 
 
 class MambaMixer(modeling_mamba.MambaMixer):
@@ -95,8 +123,6 @@ class MambaMixer(modeling_mamba.MambaMixer):
         layer: Any = None if cache_params is None else cache_params.layers[self.layer_idx]
         continues = layer is not None and layer.has_previous_state[0]
         length, kernel = hidden_states.shape[1], self.conv_kernel_size
-        if continues and length == 1 and not torch.is_grad_enabled():
-            return self._step(hidden_states[:, 0], layer.conv_states[0], layer.recurrent_states[0]).unsqueeze(1)
         mask = None if attention_mask is None else attention_mask[:, -length:, None].to(hidden_states.dtype)
         x, z = self.in_proj(hidden_states if mask is None else hidden_states * mask).chunk(2, dim=-1)
         past = x.new_zeros(len(x), kernel - 1, x.shape[-1])
@@ -111,9 +137,14 @@ class MambaMixer(modeling_mamba.MambaMixer):
             layer.update_recurrent_state(state.detach())
         return self.out_proj(y.to(hidden_states.dtype))
 
-    def _step(self, hidden: Tensor, conv_state: Tensor, state: Tensor) -> Tensor:
+    def step(self, hidden: Tensor, conv_state: Tensor, state: Tensor) -> Tensor:
         """One token [B, H] -> [B, H]; moves `conv_state` [B, D, K] and `state` [B, D, N] on in place."""
-        x, z = self.in_proj(hidden).chunk(2, dim=-1)
+        xz = self.in_proj(hidden)
+        selection = self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D
+        tensors = xz, conv_state, state, *self._convolution(), *selection
+        if fits(xz) and all(v.dtype == torch.float32 and v.is_contiguous() for v in tensors):
+            return self.out_proj(mamba_step(*tensors))
+        x, z = xz.chunk(2, dim=-1)
         conv_state.copy_(torch.cat([conv_state[..., 1:], x.unsqueeze(-1)], dim=-1))
         weight, bias = self._convolution()
         x = F.silu((conv_state * weight.squeeze(1)).sum(-1) + bias).to(hidden.dtype)

@@ -17,40 +17,6 @@ namespace {
 
 constexpr int STEPS = 32;         // tokens in a chunk: its four buffers of N x STEPS vectors fit a core's L2 cache
 constexpr int GROUP_BLOCKS = 8;   // most blocks in a group
-constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
-
-// 2^x for x <= 0 (or NaN), within 2 units in the last place, zero below 2^-115: all smaller ones forget as zero does,
-// and zero makes no subnormal numbers, which are slow. x = n + r, |r| <= 1/2; 2^r by the polynomial of least relative
-// error, 9e-8, then n is added to the exponent.
-INLINE vec exp2_of_negative(vec x) {
-    const vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, found in the lowest bits
-    vec shifted = x + magic, r = x - (shifted - magic), scale;
-    vec series = splat(0.001326472731f);
-    series = series * r + 0.00967151299f;
-    series = series * r + 0.0555073358f;
-    series = series * r + 0.240222424f;
-    series = series * r + 0.693147004f;
-    series = series * r + 1.0f;
-    ivec bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3f800000;
-    std::memcpy(&scale, &bits, sizeof scale);
-    return x < -115.0f ? vec{} : series * scale;
-}
-
-// log(1 + e^x) = max(x, 0) + 2 artanh(e / (2 + e)) with e = e^-|x|, the series to s^15 / 15, s <= 1/3.
-INLINE vec softplus(vec x) {
-    vec e = exp(x < 0.0f ? x : -x), s = e / (e + 2.0f), square = s * s;
-    vec series = splat(1.0f / 15);
-    series = series * square + 1.0f / 13;
-    series = series * square + 1.0f / 11;
-    series = series * square + 1.0f / 9;
-    series = series * square + 1.0f / 7;
-    series = series * square + 1.0f / 5;
-    series = series * square + 1.0f / 3;
-    series = series * square + 1.0f;
-    return (x < 0.0f ? vec{} : x) + 2.0f * s * series;
-}
 
 }  // namespace
 
