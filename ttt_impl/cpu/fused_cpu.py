@@ -25,7 +25,7 @@ LARGEST = 128
 """Tokens of a mini-batch up to which its K x K scores stay in cache."""
 LANES = 16
 """Of the widest vectors."""
-SOURCES = {"linear": Path(__file__).parent / "ttt_linear.cpp"}
+SOURCES = {kind: Path(__file__).parent / f"ttt_{kind}.cpp" for kind in ("linear", "mlp")}
 
 
 def supports(

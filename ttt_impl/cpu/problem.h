@@ -91,6 +91,19 @@ inline void read_ones(float *lanes, const MiniBatch &b, const Problem &p) {
     for (int i = 0; i < p.lanes(); ++i) lanes[i] = i >= b.low && i < b.high;
 }
 
+// k and q, each with its row of ones, side by side in [f + 1, 2 P]; t = v - k in [f, P].
+inline void read_inputs(
+    float *kq, float *target, float *lr, const Segment &s, int head, const MiniBatch &b, const Problem &p) {
+    const int f = p.width, lanes = p.lanes(), ld = 2 * lanes;
+    read(kq, ld, p.k, s, head, b, p);
+    read(kq + lanes, ld, p.q, s, head, b, p);
+    read_ones(kq + f * ld, b, p);
+    read_ones(kq + f * ld + lanes, b, p);
+    read(target, lanes, p.v, s, head, b, p);
+    subtract(target, lanes, kq, ld, f, lanes, 1);
+    read_numbers(lr, p.lr, s, head, b, p);
+}
+
 // Rows [K, width] that the open mini-batch already held join the tile, whose lanes are still empty there.
 inline void join(float *tile, int ld, const float *rows, int width, const Segment &s, float *room, const Problem &p) {
     const int lanes = p.lanes();
@@ -107,6 +120,14 @@ inline void causal(float *scores, const Problem &p) {
     const int lanes = p.lanes();
     for (int j = 0; j < p.size; ++j)
         for (int i = 0; i < lanes; ++i) scores[j * lanes + i] = i < j || i >= p.size ? 0 : p.tok[i] * scores[j * lanes + i];
+}
+
+// Backward of `causal`: dscores^T before the rates, and what these gather, given the scores before them.
+inline void causal_backward(float *dscores, const float *raw, float *dtok, const Problem &p) {
+    const int lanes = p.lanes();
+    for (int j = 0; j < p.size; ++j)
+        for (int i = j; i < lanes; ++i) dtok[i] += dscores[j * lanes + i] * raw[j * lanes + i];
+    causal(dscores, p);
 }
 
 // Fast weights between memory [rows, width] and scratch, where rows are whole vectors with zeros at the end.

@@ -44,7 +44,7 @@ INLINE void rows_of_blocks(
 }
 
 // C [rows, width] = [C +] scale A [rows, inner] B [inner, width]; width in whole vectors.
-inline void product(
+__attribute__((noinline)) static void product(
     float *c, long ldc, Left a, const float *b, long ldb, int rows, int inner, int width, float scale, bool add) {
     int v = 0;
     for (; v + 4 * LANES <= width; v += 4 * LANES)
@@ -89,7 +89,7 @@ INLINE void transpose(vec (&x)[LANES]) {
 
 // Rows into lanes: lanes low ... high - 1 of the tile to [columns, lanes] get the rows of from [high - low, columns],
 // which lie `ldf` apart; the other lanes get zeros.
-inline void turn(float *to, long ldt, const float *from, long ldf, int low, int high, int lanes, int columns) {
+__attribute__((noinline)) static void turn(float *to, long ldt, const float *from, long ldf, int low, int high, int lanes, int columns) {
     for (int lane = 0; lane < lanes; lane += LANES)
         for (int c = 0; c < columns; c += LANES) {
             const int wide = columns - c < LANES ? columns - c : LANES;
@@ -104,7 +104,7 @@ inline void turn(float *to, long ldt, const float *from, long ldf, int low, int 
 }
 
 // Lanes into rows: the inverse, writing rows 0 ... high - low - 1 of `to` and nothing else.
-inline void turn_back(float *to, long ldt, const float *from, long ldf, int low, int high, int columns) {
+__attribute__((noinline)) static void turn_back(float *to, long ldt, const float *from, long ldf, int low, int high, int columns) {
     for (int lane = low / LANES * LANES; lane < high; lane += LANES)
         for (int c = 0; c < columns; c += LANES) {
             const int wide = columns - c < LANES ? columns - c : LANES;
@@ -129,6 +129,21 @@ INLINE vec sum_over(int rows, Term term) {
         for (int j = 0; j < 4; ++j) total[j] += term(r + j);
     for (; r < rows; ++r) total[0] += term(r);
     return (total[0] + total[1]) + (total[2] + total[3]);
+}
+
+// to -= scale tile, both [rows, lanes].
+inline void subtract(float *to, int ldt, const float *tile, int ld, int rows, int lanes, float scale) {
+    for (int r = 0; r < rows; ++r)
+        for (int i = 0; i < lanes; i += LANES)
+            store(to + r * ldt + i, load(to + r * ldt + i) - scale * load(tile + r * ld + i));
+}
+
+// Sum of all products of entries of two tiles, up to the sum over lanes.
+inline vec inner_product(const float *a, int lda, const float *b, int ldb, int rows, int lanes) {
+    vec total = {};
+    for (int i = 0; i < lanes; i += LANES)
+        total += sum_over(rows, [&](int r) { return load(a + r * lda + i) * load(b + r * ldb + i); });
+    return total;
 }
 
 // Working memory of one thread, kept from call to call and handed out in pieces that begin on cache lines.

@@ -5,23 +5,6 @@
 #include "inner_step.h"
 #include "problem.h"
 
-// k and q, each with its row of ones, side by side in [f + 1, 2 P]; t = v - k in [f, P].
-static void read_inputs(
-    float *kq, float *target, float *lr, const Segment &s, int head, const MiniBatch &b, const Problem &p) {
-    const int f = p.width, lanes = p.lanes(), ld = 2 * lanes;
-    read(kq, ld, p.k, s, head, b, p);
-    read(kq + lanes, ld, p.q, s, head, b, p);
-    read_ones(kq + f * ld, b, p);
-    read_ones(kq + f * ld + lanes, b, p);
-    read(target, lanes, p.v, s, head, b, p);
-    for (int g = 0; g < f; ++g)
-        for (int i = 0; i < lanes; i += LANES) {
-            float *to = target + g * lanes + i;
-            store(to, load(to) - load(kq + g * ld + i));
-        }
-    read_numbers(lr, p.lr, s, head, b, p);
-}
-
 static void forward(const Forward &a, int item) {
     const Problem &p = a.p;
     const Segment &s = p.segment(item);
@@ -103,10 +86,7 @@ struct Way {
     void queries() {
         const float *dz_bar = z + lanes;
         product(dscores, lanes, {ghat, 1, lanes}, dz_bar, ld, size, f, lanes, -1, false);
-        for (int j = 0; j < size; ++j)
-            for (int i = 0; i < lanes; i += LANES)
-                for (int l = i; l < i + LANES; ++l) dtok[l] += l < j ? 0 : dscores[j * lanes + l] * raw[j * lanes + l];
-        causal(dscores, p);
+        causal_backward(dscores, raw, dtok, p);
         product(dkq + lanes, ld, {kq, ld, 1}, dscores, lanes, f, size, lanes, 1, true);
         turn(turned, lanes, dscores, lanes, 0, size, lanes, size);
         product(dkq, ld, {kq + lanes, ld, 1}, turned, lanes, f, size, lanes, 1, false);
@@ -118,18 +98,8 @@ struct Way {
     void update(float last) {
         product(dghat, lanes, {dw, 1, ldw}, kq, ld, f, f1, lanes, -last, true);
         product(through, lanes, {dw, ldw, 1}, ghat, lanes, f1, f, lanes, 1, false);
-        for (int i = 0; i < lanes; i += LANES) {
-            const vec last_rate = sum_over(f1, [&](int g) { return load(kq + g * ld + i) * load(through + g * lanes + i); });
-            store(dlast, load(dlast) - last_rate);
-        }
-        subtract(dkq, ld, through, last);
-    }
-
-    // dkq's half of keys or queries minus scale times a tile.
-    void subtract(float *to, int ldt, const float *tile, float scale) {
-        for (int g = 0; g < f; ++g)
-            for (int i = 0; i < lanes; i += LANES)
-                store(to + g * ldt + i, load(to + g * ldt + i) - scale * load(tile + g * lanes + i));
+        store(dlast, load(dlast) - inner_product(kq, ld, through, lanes, f1, lanes));
+        subtract(dkq, ld, through, lanes, f, lanes, last);
     }
 };
 
@@ -160,7 +130,7 @@ static void backward(const Backward &a, int item) {
         if (b.full) x.update(last);
         inner_gradient_backward(
             x.dghat, x.z, ld, x.dlr, x.rstd, x.ghat, x.target, x.lr, ln, x.sums, x.da, f, lanes);
-        x.subtract(x.dkq, ld, x.dghat, 1);
+        subtract(x.dkq, ld, x.dghat, lanes, f, lanes, 1);
         product(x.dkq, ld, {x.w, x.ldw, 1}, x.z, ld, f, f, ld, 1, true);
         turn_back(x.rows, x.ldw, x.z, ld, 0, ld, f);
         product(x.dw, x.ldw, {x.kq, ld, 1}, x.rows, x.ldw, f1, ld, x.ldw, 1, true);
