@@ -7,6 +7,7 @@ reads its inputs where they lie: rows and tokens any way apart, channels togethe
 from __future__ import annotations
 
 from ctypes import Structure, byref, c_int, c_int64, c_void_p
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from baselines._precision import at_least_float32
-from baselines._series import SCAN, Series, operator, series, with_channels_together
+from baselines._series import Series, operator, series, with_channels_together
+
+SOURCE = Path(__file__).with_name("_selective_scan.cpp")
 
 
 class Problem(Structure):
@@ -61,11 +64,11 @@ class _FusedScan(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         *inputs, state, saves = arguments
         problem = _problem(*inputs)
-        starts = state.new_empty(operator(SCAN, "starts_size", c_int64)(byref(problem)) if saves else 0)
+        starts = state.new_empty(operator(SOURCE, "starts_size", c_int64)(byref(problem)) if saves else 0)
         y, last = torch.empty_like(inputs[0], memory_format=torch.contiguous_format), torch.empty_like(state)
         problem.state, problem.starts = state.data_ptr(), starts.data_ptr()
         problem.y, problem.last = series(y), last.data_ptr()
-        operator(SCAN, "scan_forward")(byref(problem))
+        operator(SOURCE, "scan_forward")(byref(problem))
         ctx.save_for_backward(*inputs, starts)
         return y, last
 
@@ -79,7 +82,7 @@ class _FusedScan(torch.autograd.Function):
         grads = [torch.empty_like(v, memory_format=torch.contiguous_format) for v in (*inputs, grad_last)]
         by_token, rest = [series(v) for v in grads[:3]], [v.data_ptr() for v in grads[3:]]
         gradients = Gradients(series(grad_y), grad_last.data_ptr(), *by_token, *rest)
-        operator(SCAN, "scan_backward")(byref(problem), byref(gradients))
+        operator(SOURCE, "scan_backward")(byref(problem), byref(gradients))
         return *grads, None
 
 

@@ -46,7 +46,7 @@ class _LinearRecurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, state: Tensor) -> Tensor:
         h = torch.empty_like(b, memory_format=torch.contiguous_format)
-        if fits(b):
+        if fits(b, SOURCE):
             call = _call(a, b, state, h)
             operator(SOURCE, "recurrence_forward")(byref(call))
         else:
@@ -61,7 +61,7 @@ class _LinearRecurrence(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, state, h = ctx.saved_tensors
         da, db, dstate = torch.empty_like(h), torch.empty_like(h), torch.empty_like(state)
-        if fits(h):
+        if fits(h, SOURCE):
             dh = with_channels_together(dh)
             call = _call(a, h, state, h)
             call.dh, call.da, call.db, call.dstate = (series(v) for v in (dh, da, db, dstate.unsqueeze(1)))

@@ -20,11 +20,9 @@ from transformers.cache_utils import Cache
 from transformers.models.mamba import modeling_mamba
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput
 
+from baselines import _fused_conv, _fused_scan, _mamba_step
 from baselines._causal_conv import causal_conv
-from baselines._fused_conv import fused_conv
-from baselines._fused_scan import fused_scan
 from baselines._mamba_kernels import kernels_for
-from baselines._mamba_step import mamba_step
 from baselines._precision import at_least_float32, widen_norms
 from baselines._selective_scan import selective_scan, selective_step
 from baselines._series import fits
@@ -142,8 +140,8 @@ class MambaMixer(modeling_mamba.MambaMixer):
         xz = self.in_proj(hidden)
         selection = self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D
         tensors = xz, conv_state, state, *self._convolution(), *selection
-        if fits(xz) and all(v.dtype == torch.float32 and v.is_contiguous() for v in tensors):
-            return self.out_proj(mamba_step(*tensors))
+        if fits(xz, _mamba_step.SOURCE) and all(v.dtype == torch.float32 and v.is_contiguous() for v in tensors):
+            return self.out_proj(_mamba_step.mamba_step(*tensors))
         x, z = xz.chunk(2, dim=-1)
         conv_state.copy_(torch.cat([conv_state[..., 1:], x.unsqueeze(-1)], dim=-1))
         weight, bias = self._convolution()
@@ -167,16 +165,18 @@ class MambaMixer(modeling_mamba.MambaMixer):
             window = torch.cat([past, x], dim=1).transpose(1, 2).contiguous()
             out = kernels.causal_conv(window, weight.squeeze(1), bias, activation="silu")
             return out[..., self.conv_kernel_size - 1 :].transpose(1, 2)
-        if fits(x):
-            return fused_conv(x, past, weight, bias).to(x.dtype)
+        if fits(x, _fused_conv.SOURCE):
+            return _fused_conv.fused_conv(x, past, weight, bias).to(x.dtype)
         return F.silu(causal_conv(torch.cat([past, x], dim=1), weight, bias)).to(x.dtype)
 
     def _scan(self, x: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Gated output [B, L, D] and last state [B, D, N]; mamba-ssm's kernel cannot start from a state."""
         kernels = kernels_for(x) if state is None else None
-        if fits(x):
+        if fits(x, _fused_scan.SOURCE):
             low, B, C, weight = self._select_in_sixteens(x)
-            return fused_scan(x, _time_step(low, weight), self.dt_proj.bias, self._A(), B, C, self.D, z, state)
+            return _fused_scan.fused_scan(
+                x, _time_step(low, weight), self.dt_proj.bias, self._A(), B, C, self.D, z, state
+            )
         low, B, C = self._select(x)
         if kernels is None:
             dt = F.softplus(_time_step(low, self.dt_proj.weight) + at_least_float32(self.dt_proj.bias))

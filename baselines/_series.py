@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ttt_impl.cpu.build import library
 
-SCAN = Path(__file__).with_name("_selective_scan.cpp")
-
 
 class Series(Structure):
     """`Series` of `_series.h`: values [B, L, *] whose last axis is contiguous."""
@@ -40,6 +38,6 @@ def operator(source: Path, name: str, result: type | None = None) -> Callable[..
     return function
 
 
-def fits(x: Tensor) -> bool:
-    """Whether the fused operators take `x`: on a CPU, in float32 or less, and a compiler was found."""
-    return x.device.type == "cpu" and x.dtype != torch.float64 and library(SCAN) is not None
+def fits(x: Tensor, source: Path) -> bool:
+    """Whether the operators of `source` take `x`: on a CPU, in float32 or less, and a compiler was found."""
+    return x.device.type == "cpu" and x.dtype != torch.float64 and library(source) is not None

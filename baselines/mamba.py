@@ -15,6 +15,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from transformers import MambaConfig
 
+from baselines import _fused_scan
 from baselines._checkpoint import load_checkpoint
 from baselines._mamba_kernels import kernels_for
 from baselines._mamba_model import MambaForCausalLM, MambaMixer
@@ -108,7 +109,7 @@ class Mamba(SequenceModel):
         weight = self.model.lm_head.weight
         if kernels_for(weight) is not None:
             return "mamba-ssm"
-        return "fused-cpu" if fits(weight) else "torch-scan"
+        return "fused-cpu" if fits(weight, _fused_scan.SOURCE) else "torch-scan"
 
     def prefill(self, input_ids: Tensor, state: State | None = None, logits_to_keep: int = 1) -> tuple[Tensor, State]:
         """As in `SequenceModel`; transformers' Mamba calls its cache `cache_params`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from baselines import _fused_scan, _series
 from baselines._fused_conv import fused_conv
 from baselines._fused_scan import fused_scan
 from tests.baselines.scans import gradients, inputs, scan_step_by_step
@@ -139,11 +141,23 @@ def test_no_tensor_of_all_states_is_saved() -> None:
 
     rows, length, channels, states = 2, 4 * CHUNK, 2 * LANES, 16
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        y, _ = fused(*problem(length, channels, states))
-    with torch.no_grad():
         fused(*problem(length, channels, states))
-    assert y.requires_grad
     assert 0 < saved < rows * length * (channels * states / 8 + 4 * channels + 2 * states)
+
+
+def test_no_states_are_kept_where_no_backward_can_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def operator(source: Path, name: str, *result: Any) -> Any:
+        called.append(name)
+        return _series.operator(source, name, *result)
+
+    monkeypatch.setattr(_fused_scan, "operator", operator)
+    with torch.no_grad():
+        fused(*problem(9))
+    assert called == ["scan_forward"]
+    fused(*problem(9))
+    assert called == ["scan_forward", "starts_size", "scan_forward"]
 
 
 @pytest.mark.parametrize(("length", "channels", "width"), [(1, 5, 4), (64, LANES, 4), (65, LANES + 1, 3), (130, 40, 1)])

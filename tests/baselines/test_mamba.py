@@ -232,7 +232,7 @@ def test_impossible_options_are_refused() -> None:
 def test_flops_are_what_torch_counts_and_the_elementwise_work_that_it_does_not_see(
     model: Mamba, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_mamba_model, "fits", lambda x: False)
+    monkeypatch.setattr(_mamba_model, "fits", lambda x, source: False)
     length, layers, inner, states, kernel = 19, 2, 40, 4, 4
     counted = checks.counted_flops(model, length)
     unseen = layers * (5 * inner * states + 2 * kernel * inner)
