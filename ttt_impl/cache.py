@@ -12,6 +12,7 @@ mini-batches as they were before they closed, and more inputs of the convolution
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,6 +97,8 @@ class TTTCache:
         """Columns read, padding counted: what `generate` calls the sequence length."""
         self.recorded = 0
         """Columns read since the cache could rewind."""
+        self.decoder: Any = None
+        """What `cpu/decode.py` keeps from token to token."""
 
     def __len__(self) -> int:
         return len(self.layers)

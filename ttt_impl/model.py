@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from ttt_impl.backbone import Block, RMSNorm
 from ttt_impl.cache import TTTCache
 from ttt_impl.configuration import TTTConfig
+from ttt_impl.cpu.decode import Decoder, decoder
 from ttt_impl.documents import document_starts, left_padding
 from ttt_impl.pretrained import TTTPreTrainedModel
 from ttt_impl.reading import read
@@ -56,6 +57,8 @@ class TTTModel(TTTPreTrainedModel):
         positions = [0] * len(h) if cache is None else cache.positions
         padding = left_padding(attention_mask, h.shape[1], positions)
         starts = document_starts(cu_seqlens, position_ids, h, cache is not None or attention_mask is not None)
+        if padding is None and not output_hidden_states and (decode := decoder(self, self.config, cache, h)):
+            return self._decoded(decode, h if inputs_embeds is None else h.clone())
         reading = read(self.config, h, positions, padding, starts)
         states: list[Tensor] | None = [] if output_hidden_states or self.config.output_hidden_states else None
         for layer, block in enumerate(self.layers):
@@ -70,6 +73,12 @@ class TTTModel(TTTPreTrainedModel):
             past_key_values=cache,  # type: ignore[arg-type]
             hidden_states=None if states is None else (*states, h),
         )
+
+    def _decoded(self, decode: Decoder, h: Tensor) -> BaseModelOutputWithPast:
+        """One token h [B, 1, C] a row, by the operator that knows all blocks."""
+        decode.step(h)
+        decode.cache.advance(1, None)
+        return BaseModelOutputWithPast(last_hidden_state=h, past_key_values=decode.cache)  # type: ignore[arg-type]
 
     def _cache(self, given: TTTCache | None, use_cache: bool | None, batch: int) -> TTTCache | None:
         """The cache to read and move on, if any."""

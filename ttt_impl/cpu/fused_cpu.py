@@ -65,7 +65,7 @@ def run(
     start = fold(weights, len(segments), True) if state is None else state.weights
     rows = state.rows if state is not None and any(layout.fill) else ()
     output, *after = _Scan.apply(*inputs, *(w.contiguous() for w in start), kind, segments, rows, keep_state)
-    end = FastWeights(tuple(after[: len(start)]), tuple(after[len(start) :])) if keep_state else None
+    end = FastWeights(tuple(w.clone() for w in after[: len(start)]), tuple(after[len(start) :])) if keep_state else None
     return output, end, ()
 
 

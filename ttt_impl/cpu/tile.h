@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdlib>
-#include <utility>
 
 #include "vector.h"
 
@@ -44,7 +43,7 @@ INLINE void rows_of_blocks(
 }
 
 // C [rows, width] = [C +] scale A [rows, inner] B [inner, width]; width in whole vectors.
-__attribute__((noinline)) static void product(
+__attribute__((noinline)) inline void product(
     float *c, long ldc, Left a, const float *b, long ldb, int rows, int inner, int width, float scale, bool add) {
     int v = 0;
     for (; v + 4 * LANES <= width; v += 4 * LANES)
@@ -54,25 +53,11 @@ __attribute__((noinline)) static void product(
     for (; v < width; v += LANES) rows_of_blocks<8, 1>(c + v, ldc, a, b + v, ldb, rows, inner, scale, add);
 }
 
-#if defined(__clang__)
-template <int... I>
-INLINE vec zip_low(vec a, vec b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, (I / 2 + I % 2 * LANES)...);
+// Lanes of a and b in turn, of their first or of their second halves.
+template <int FROM, int... I>
+INLINE vec zip(vec a, vec b, std::integer_sequence<int, I...>) {
+    return pick(a, b, std::integer_sequence<int, (FROM + I / 2 + I % 2 * LANES)...>{});
 }
-template <int... I>
-INLINE vec zip_high(vec a, vec b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, (I / 2 + I % 2 * LANES + LANES / 2)...);
-}
-#else
-template <int... I>
-INLINE vec zip_low(vec a, vec b, std::integer_sequence<int, I...>) {
-    return __builtin_shuffle(a, b, ivec{(I / 2 + I % 2 * LANES)...});
-}
-template <int... I>
-INLINE vec zip_high(vec a, vec b, std::integer_sequence<int, I...>) {
-    return __builtin_shuffle(a, b, ivec{(I / 2 + I % 2 * LANES + LANES / 2)...});
-}
-#endif
 
 // Transpose a LANES x LANES block in registers: zipping first half and second half log2(LANES) times.
 INLINE void transpose(vec (&x)[LANES]) {
@@ -80,8 +65,8 @@ INLINE void transpose(vec (&x)[LANES]) {
     for (int round = 1; round < LANES; round *= 2) {
         vec y[LANES];
         for (int i = 0; i < LANES / 2; ++i) {
-            y[2 * i] = zip_low(x[i], x[i + LANES / 2], lanes);
-            y[2 * i + 1] = zip_high(x[i], x[i + LANES / 2], lanes);
+            y[2 * i] = zip<0>(x[i], x[i + LANES / 2], lanes);
+            y[2 * i + 1] = zip<LANES / 2>(x[i], x[i + LANES / 2], lanes);
         }
         for (int i = 0; i < LANES; ++i) x[i] = y[i];
     }
@@ -89,7 +74,7 @@ INLINE void transpose(vec (&x)[LANES]) {
 
 // Rows into lanes: lanes low ... high - 1 of the tile to [columns, lanes] get the rows of from [high - low, columns],
 // which lie `ldf` apart; the other lanes get zeros.
-__attribute__((noinline)) static void turn(float *to, long ldt, const float *from, long ldf, int low, int high, int lanes, int columns) {
+__attribute__((noinline)) inline void turn(float *to, long ldt, const float *from, long ldf, int low, int high, int lanes, int columns) {
     for (int lane = 0; lane < lanes; lane += LANES)
         for (int c = 0; c < columns; c += LANES) {
             const int wide = columns - c < LANES ? columns - c : LANES;
@@ -104,7 +89,7 @@ __attribute__((noinline)) static void turn(float *to, long ldt, const float *fro
 }
 
 // Lanes into rows: the inverse, writing rows 0 ... high - low - 1 of `to` and nothing else.
-__attribute__((noinline)) static void turn_back(float *to, long ldt, const float *from, long ldf, int low, int high, int columns) {
+__attribute__((noinline)) inline void turn_back(float *to, long ldt, const float *from, long ldf, int low, int high, int columns) {
     for (int lane = low / LANES * LANES; lane < high; lane += LANES)
         for (int c = 0; c < columns; c += LANES) {
             const int wide = columns - c < LANES ? columns - c : LANES;

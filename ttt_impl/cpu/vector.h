@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -39,14 +40,24 @@ INLINE vec load_some(const float *x, int count) {
 
 INLINE void store_some(float *x, vec v, int count) { std::memcpy(x, &v, sizeof(float) * count); }
 
-// Sum over the lanes, in one fixed order: halves are added until one number is left.
-INLINE float sum(vec v) {
-    float x[LANES];
-    store(x, v);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) x[i] += x[i + half];
-    return x[0];
+// Lanes I ... of a and b put together.
+template <int... I>
+INLINE vec pick(vec a, vec b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, I...);
+#else
+    return __builtin_shuffle(a, b, ivec{I...});
+#endif
 }
+
+// Sum over the lanes, in one fixed order: halves are added until one number is left.
+template <int HALF = LANES / 2, int... I>
+INLINE float sum(vec v, std::integer_sequence<int, I...> lanes) {
+    v += pick(v, v, std::integer_sequence<int, (I + HALF) % LANES...>{});
+    if constexpr (HALF > 1) return sum<HALF / 2>(v, lanes);
+    else return v[0];
+}
+INLINE float sum(vec v) { return sum(v, std::make_integer_sequence<int, LANES>{}); }
 
 // e^x within 2 units in the last place; NaN stays NaN, overflow is infinite, underflow zero.
 // x = n ln 2 + r, |r| <= ln 2 / 2; e^r by its series, whose next term is below 2^-27.

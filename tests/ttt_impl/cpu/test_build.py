@@ -1,7 +1,6 @@
 """C++ to a library: compiled once, found again, absent with one reason; and the arithmetic that the operators share."""
 
 import ctypes
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,15 +28,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An empty cache folder, and nothing remembered of earlier builds."""
+def fresh(forgetful: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(build.OFF, raising=False)
-    for cached in (build.library, build._warn_once):
-        cached.cache_clear()
-    yield tmp_path / "ttt-bench"
-    for cached in (build.library, build._warn_once):
-        cached.cache_clear()
+    return tmp_path / "ttt-bench"
 
 
 def test_a_library_is_compiled_once_and_found_again(source: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
