@@ -25,17 +25,26 @@ class Scores:
     nll: Floats  # [D, P]
     target_bytes: Floats  # [D, P]
 
+    def sums(self, edges: Ints, train_length: int | None) -> tuple[Sums, Floats]:
+        """Tokens and bytes in the buckets between `edges` and, as last column, the whole document; the NLL alike."""
+        whole = np.array([1, self.nll.shape[1] + 1])
+        tokens, size, nll = (
+            np.hstack([statistics.bucket_sums(part, self.lengths, borders) for borders in (edges, whole)])
+            for part in (np.ones_like(self.nll), self.target_bytes, self.nll)
+        )
+        return Sums(tokens, size, train_length=train_length), nll
 
-def read_scores(path: Path) -> Scores:
-    """Read an NLL file (see `PositionCurve`), its documents in the order of their names."""
+
+def read_scores(path: Path, column: str = "nll") -> Scores:
+    """Read an NLL file (see `PositionCurve`), its documents in the order of their names; `column` holds the NLL."""
     if not path.exists():
         raise ValueError(f"{path} is missing: the NLL files named in records.jsonl belong to the run folder")
-    table = pq.read_table(path, columns=["document", "nll", "target_bytes"]).sort_by("document")
-    lengths = compute.list_value_length(table["nll"]).to_numpy().astype(np.int64)
+    table = pq.read_table(path, columns=["document", column, "target_bytes"]).sort_by("document")
+    lengths = compute.list_value_length(table[column]).to_numpy().astype(np.int64)
     inside = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
     nll, target_bytes = np.full(inside.shape, np.nan), np.full(inside.shape, np.nan)
-    for matrix, column in ((nll, "nll"), (target_bytes, "target_bytes")):
-        matrix[inside] = compute.list_flatten(table[column]).to_numpy()
+    for matrix, name in ((nll, column), (target_bytes, "target_bytes")):
+        matrix[inside] = compute.list_flatten(table[name]).to_numpy()
     return Scores(table["document"].to_pylist(), lengths, nll, target_bytes)
 
 
@@ -75,20 +84,13 @@ class Curves(Paired):
         self.draw()
 
     def _add(self, name: str, seed: int, values: PositionCurve, scores: Scores) -> None:
-        tokens, size, nll = (
-            self._with_total(part, scores.lengths)
-            for part in (np.ones_like(scores.nll), scores.target_bytes, scores.nll)
-        )
-        self.add(name, seed, scores.documents, Sums(tokens, size, train_length=values.train_length), nll)
+        sums, nll = scores.sums(self.edges, values.train_length)
+        self.add(name, seed, scores.documents, sums, nll)
         inside = np.array([1, self.trained or 1])
         bytes_within, nll_within = (
             statistics.bucket_sums(part, scores.lengths, inside) for part in (scores.target_bytes, scores.nll)
         )
         self.within.setdefault(name, Within(bytes_within, {})).nll[seed] = nll_within
-
-    def _with_total(self, part: Floats, lengths: Ints) -> Floats:
-        whole = np.array([1, part.shape[1] + 1])
-        return np.hstack([statistics.bucket_sums(part, lengths, edges) for edges in (self.edges, whole)])
 
     def nats_per_byte(self, name: str) -> Estimate:
         """Nats per byte over all scored tokens, [1]; divide by log 2 for bits."""

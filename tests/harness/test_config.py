@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -45,6 +47,13 @@ def paths_for(option: str, folder: Path) -> list[str]:
     if option == "data=jsonl":
         (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": f"{i} {text}"}) for i in range(20)))
         return [f"data.path={folder / 'a.jsonl'}", "data.test_fraction=0.3"]
+    if option == "data=audio":
+        soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
+        for i in range(20):
+            soundfile.write(folder / f"{i}.wav", np.random.default_rng(i).uniform(-1, 1, 600), 8000)
+        return [f"data.path={folder}", "data.test_fraction=0.3"]
+    if option in ("data=speech", "experiment=audio") and shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng is not installed")
     return []
 
 
@@ -57,6 +66,9 @@ def test_the_first_yaml_of_a_group_lists_every_key(group: str) -> None:
     keys = {field.name for field in dataclasses.fields(SCHEMAS[group])}
     for path in (CONF / group).glob("*.yaml"):
         raw: Any = OmegaConf.to_container(OmegaConf.load(path))
+        if "@package _global_" in path.read_text():
+            assert set(raw) <= {"defaults", group} | {field.name for field in dataclasses.fields(RunConfig)}
+            raw = raw.get(group, {}) | {"defaults": []}
         assert set(raw) - {"defaults"} <= keys
         if "defaults" not in raw:
             assert set(raw) == keys, f"{path} leaves out {keys - set(raw)}"
@@ -80,7 +92,7 @@ def test_every_option_runs_in_smoke_size(option: str, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     drawn = option.startswith(("model=", "experiment="))
     if not drawn:
-        monkeypatch.setattr("harness.run.report", lambda folder, console: folder)
+        monkeypatch.setattr("harness.run.report", lambda folder, console, allow_unlike: folder)
     models = [] if drawn else ["model=[transformer]"]
     assert run(composed([*models, "debug=smoke", listed(option), *paths_for(option, tmp_path)])) == 0
     (folder,) = Path("results/runs").iterdir()

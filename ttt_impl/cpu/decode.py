@@ -121,7 +121,7 @@ def decoder(model: nn.Module, config: TTTConfig, cache: TTTCache | None, h: Tens
     """The decoder of a cache for embeddings h [B, L, C]; None where the token has to go the ordinary way."""
     if (
         cache is None or h.shape[1] != 1 or len(h) > MOST_ROWS or h.dtype != torch.float32 or h.device.type != "cpu"
-        or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or cache.rewind
+        or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or cache.rewind or cache.counter is not None
         or any(state.fast is None for state in cache.layers)
     ):  # fmt: skip
         return None

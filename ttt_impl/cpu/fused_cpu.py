@@ -33,9 +33,9 @@ def supports(
     record: int, differentiated: bool,
 ) -> bool:  # fmt: skip
     """Whether `run` can take the call; compiles the operator at its first use."""
-    packed = layout.age is not None
+    packed, counted = layout.age is not None, layout.taken is not None and not layout.fill
     fits = (
-        kind in SOURCES and learner == PUBLISHED and layout.size <= LARGEST and inputs.q.numel() > 0
+        not counted and kind in SOURCES and learner == PUBLISHED and layout.size <= LARGEST and inputs.q.numel() > 0
         and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in inputs)
         and not (packed and (keep_state or state is not None))
         and not (differentiated and any(layout.fill))
