@@ -15,7 +15,6 @@ addresses, and the device counts the tokens, so that a replayed step is right at
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,8 +114,6 @@ class TTTCache:
         self.layers = [LayerState(rewind=rewind) for _ in range(config.num_hidden_layers)]
         self.recorded = 0
         """Columns read since the cache could rewind."""
-        self.decoder: Any = None
-        """What `cpu/decode.py` keeps from token to token."""
         self.counter: Tensor | None = None
         """Tokens read in each row [B], counted on the device; None: counted here. See `fix`."""
         self._positions: list[int] = []

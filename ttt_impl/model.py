@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from ttt_impl.backbone import Block, RMSNorm
 from ttt_impl.cache import TTTCache
 from ttt_impl.configuration import TTTConfig
-from ttt_impl.cpu.decode import Decoder, decoder
+from ttt_impl.cpu.decode import decoder
 from ttt_impl.documents import document_starts, left_padding
 from ttt_impl.pretrained import TTTPreTrainedModel
 from ttt_impl.reading import Reading, read, read_counted
@@ -55,10 +55,13 @@ class TTTModel(TTTPreTrainedModel):
         h = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache(past_key_values if past_key_values is not None else cache_params, use_cache, len(h))
         starts = document_starts(cu_seqlens, position_ids, h, cache is not None or attention_mask is not None)
-        if not (output_hidden_states or self.config.output_hidden_states):
-            decode = decoder(self, self.config, cache, h)
-            if decode is not None and left_padding(attention_mask, 1, decode.cache.positions) is None:
-                return self._decoded(decode, h if inputs_embeds is None else h.clone())
+        decode = (
+            None if output_hidden_states or self.config.output_hidden_states else decoder(self, self.config, cache, h)
+        )
+        if decode and cache and left_padding(attention_mask, 1, cache.positions) is None:
+            decode.step(h := h.clone() if input_ids is None else h, cache.positions)
+            cache.advance(1, None)
+            return BaseModelOutputWithPast(last_hidden_state=h, past_key_values=cache)  # type: ignore[arg-type]
         reading = self._reading(h, cache, attention_mask, starts)
         states: list[Tensor] | None = [] if output_hidden_states or self.config.output_hidden_states else None
         for layer, block in enumerate(self.layers):
@@ -73,12 +76,6 @@ class TTTModel(TTTPreTrainedModel):
             past_key_values=cache,  # type: ignore[arg-type]
             hidden_states=None if states is None else (*states, h),
         )
-
-    def _decoded(self, decode: Decoder, h: Tensor) -> BaseModelOutputWithPast:
-        """One token h [B, 1, C] a row, by the operator that knows all blocks."""
-        decode.step(h)
-        decode.cache.advance(1, None)
-        return BaseModelOutputWithPast(last_hidden_state=h, past_key_values=decode.cache)  # type: ignore[arg-type]
 
     def _reading(
         self, h: Tensor, cache: TTTCache | None, attention_mask: Tensor | None, starts: Tensor | None

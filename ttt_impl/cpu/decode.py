@@ -8,6 +8,7 @@ hook, parameters that moved, a cache changed by someone else) sends the token th
 import ctypes
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,10 @@ PARAMETERS = {
 PASTS = {"pre_past": "pre_conv", "qk_past": "qk_conv"}
 
 
+DECODERS: "WeakKeyDictionary[TTTCache, Decoder]" = WeakKeyDictionary()
+"""Kept beside the caches, whose contents they are not."""
+
+
 class _Block(ctypes.Structure):
     """Mirrors `struct Block`."""
 
@@ -65,7 +70,7 @@ class Decoder:
     """All blocks and the last norm of a `TTTModel`, over the state in a cache."""
 
     def __init__(self, model: Any, config: TTTConfig, cache: TTTCache) -> None:
-        self.model, self.config, self.cache, self.batch = model, config, cache, len(cache.positions)
+        self.model, self.config, self.batch = model, config, len(cache.positions)
         self.ttt = [block.seq_modeling_block for block in model.layers]
         self.parameters = list(model.parameters())
         self.pointers = [x.data_ptr() for x in self.parameters]
@@ -96,21 +101,21 @@ class Decoder:
             mlp=config.ttt_layer_type == "mlp", eps=config.rms_norm_eps,
         )  # fmt: skip
 
-    def is_current(self, model: nn.Module) -> bool:
+    def is_current(self, model: nn.Module, cache: TTTCache) -> bool:
         """Whether parameters and state still lie where they lay."""
         return (
             model is self.model
             and all(x.data_ptr() == pointer for x, pointer in zip(self.parameters, self.pointers, strict=True))
-            and all(a is b for a, b in zip(self.cache.layers, self.states, strict=True))
+            and all(a is b for a, b in zip(cache.layers, self.states, strict=True))
             and all(_same(a.tensors(), b) for a, b in zip(self.states, self.tensors, strict=True))
         )
 
-    def step(self, h: Tensor) -> None:
-        """Embeddings h [B, 1, C] become the normed output of the last block; the state moves on."""
+    def step(self, h: Tensor, positions: list[int]) -> None:
+        """Embeddings h [B, 1, C] of the tokens at `positions` become the last norm's output; the state moves on."""
         scale = self.config.num_attention_heads / self.config.hidden_size
         for struct, layer in zip(self.blocks, self.ttt, strict=True):
             struct.lr_scale = layer.base_lr * layer.inner_lr_scale * scale
-        self.fill[:] = [position % self.config.mini_batch_size for position in self.cache.positions]
+        self.fill[:] = [position % self.config.mini_batch_size for position in positions]
         self.struct.h, self.struct.threads = h.data_ptr(), torch.get_num_threads()
         operator = library(SOURCE)
         assert operator is not None
@@ -125,10 +130,11 @@ def decoder(model: nn.Module, config: TTTConfig, cache: TTTCache | None, h: Tens
         or any(state.fast is None for state in cache.layers)
     ):  # fmt: skip
         return None
-    known = cache.decoder
-    if known is None or not known.is_current(model):
-        fits = _fits(model, config, cache) and library(SOURCE) is not None
-        cache.decoder = known = Decoder(model, config, cache) if fits else None
+    known = DECODERS.get(cache)
+    if known is None or not known.is_current(model, cache):
+        if not _fits(model, config, cache) or library(SOURCE) is None:
+            return None
+        DECODERS[cache] = known = Decoder(model, config, cache)
     return known
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from tests.ttt_impl.helpers import LEARNERS, gap, model, tokens
 from ttt_impl.cache import TTTCache
 from ttt_impl.configuration import BACKBONES
+from ttt_impl.cpu.decode import DECODERS
 from ttt_impl.model import TTTForCausalLM
 
 CLOSE = 2e-5
@@ -37,7 +38,7 @@ def test_steps_equal_one_forward(kind: str, backbone: str, width: int) -> None:
     for batch, first in ((1, 1), (3, 6)):
         cache = TTTCache(built.config)
         assert gap(one_by_one(built, ids[:batch], cache, first).double(), expected[:batch]) < CLOSE
-        assert cache.decoder is not None
+        assert cache in DECODERS
     assert built.model.layers[0].seq_modeling_block.kernel_path == "fused-cpu"
 
 
@@ -55,7 +56,7 @@ def test_rows_at_different_places(kind: str) -> None:
             mask = torch.cat([mask, mask.new_ones(2, 1)], 1)
             outputs.append(built(ids[:, t : t + 1], attention_mask=mask, past_key_values=cache, use_cache=True).logits)
         expected = [built(ids[:1]).logits[:, 6:], built(ids[1:, 3:]).logits[:, 3:]]
-    assert cache.decoder is not None
+    assert cache in DECODERS
     assert gap(torch.cat(outputs, 1), torch.cat(expected)) < CLOSE
 
 
@@ -85,8 +86,8 @@ def test_parameters_are_those_of_the_moment(kind: str) -> None:
         fused, plain = TTTCache(built.config), TTTCache(built.config, rewind=4)
         one_by_one(built, ids[:, :7], fused, 3)
         one_by_one(built, ids[:, :7], plain, 3)
-        assert (fused.decoder, plain.decoder) != (None, None)
-        assert plain.decoder is None
+        assert fused in DECODERS
+        assert plain not in DECODERS
         layer = built.model.layers[0].seq_modeling_block
         if change == "in place":
             layer.v_proj.weight.data.mul_(1.5)
@@ -102,18 +103,18 @@ def test_parameters_are_those_of_the_moment(kind: str) -> None:
 def test_what_it_does_not_know_goes_the_ordinary_way() -> None:
     ids = tokens(1, 8)
 
-    def decoder_after(built: TTTForCausalLM, cache: TTTCache | None = None) -> object:
-        cache = cache or TTTCache(built.config)
+    def decodes(built: TTTForCausalLM) -> bool:
+        cache = TTTCache(built.config)
         one_by_one(built, ids, cache, 4)
-        return cache.decoder
+        return cache in DECODERS
 
-    assert decoder_after(single("linear")) is not None
-    assert decoder_after(model("linear")) is None
-    assert decoder_after(single("linear", inner_task="next_token")) is None
-    assert decoder_after(single("linear", inner_norm=False)) is None
+    assert decodes(single("linear"))
+    assert not decodes(model("linear"))
+    assert not decodes(single("linear", inner_task="next_token"))
+    assert not decodes(single("linear", inner_norm=False))
     hooked, seen = single("linear"), []
     hooked.model.layers[0].mlp.register_forward_hook(lambda *_: seen.append(1))
-    assert decoder_after(hooked) is None
+    assert not decodes(hooked)
     assert len(seen) == 5
 
 
