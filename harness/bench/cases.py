@@ -67,6 +67,7 @@ class Case:
 CASES = [
     Case("selective_scan", "operator", 1024, "transformers", rounds=2),
     Case("selective_scan", "operator", 1024, "mambapy"),
+    Case("selective_scan", "operator", 1024, "scan"),
     Case("ttt_linear", "operator", 2048, "scan"),
     Case("ttt_linear", "operator", 2048, "autograd"),
     Case("ttt_mlp", "operator", 2048, "scan"),

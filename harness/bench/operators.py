@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.mamba import modeling_mamba
 
+from baselines import _fused_scan
 from baselines._selective_scan import selective_scan
+from baselines._series import fits
 from baselines.rivals.missing import NotInstalled
 from harness.measure.clock import Clock
 from ttt_impl.learner import Inputs
@@ -63,27 +65,44 @@ def operator(name: str, rival: str, length: int) -> Operator:
 
 
 def _scan(rival: str, length: int, channels: int = 384, states: int = 16) -> Operator:
-    """Mamba's scan of x, dt [1, L, D], A [D, N], B, C [1, L, N], D [D], as in a 2M model."""
-    theirs = getattr(modeling_mamba, "mamba_selective_scan", None)
-    if theirs is None:
-        raise NotInstalled("this version of transformers has no function mamba_selective_scan")
-    if rival == "mambapy" and importlib.util.find_spec("mambapy") is None:
-        raise NotInstalled("mambapy is not installed: pip install mambapy")
-
-    def by_transformers(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-        channels_first = (v.transpose(1, 2) for v in (x, dt))
-        y: Tensor = theirs(*channels_first, A, B.mT, C.mT, D, use_mambapy=rival == "mambapy")
-        return y.transpose(1, 2)
-
+    """Mamba's gated scan of x, dt, z [1, L, D], bias [D], A [D, N], B, C [1, L, N], D [D], as in a 2M model."""
     inputs = [
         torch.randn(1, length, channels),
-        F.softplus(torch.randn(1, length, channels) - 4),
+        torch.randn(1, length, channels),
+        torch.full((channels,), -4.0),
         -torch.arange(1.0, states + 1).repeat(channels, 1),
         torch.randn(1, length, states),
         torch.randn(1, length, states),
         torch.ones(channels),
+        torch.randn(1, length, channels),
     ]
-    return Operator(_leaves(inputs), lambda *values: selective_scan(*values)[0], by_transformers)
+    theirs = _plain_scan if rival == "scan" else _transformers_scan(mambapy=rival == "mambapy")
+    return Operator(_leaves(inputs), _our_scan, theirs)
+
+
+def _our_scan(x: Tensor, dt: Tensor, bias: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
+    if not fits(x, _fused_scan.SOURCE):
+        return _plain_scan(x, dt, bias, A, B, C, D, z)
+    return _fused_scan.fused_scan(x, dt, bias, A, B, C, D, z, None)[0]
+
+
+def _plain_scan(x: Tensor, dt: Tensor, bias: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
+    return selective_scan(x, F.softplus(dt + bias), A, B, C, D, z)[0]
+
+
+def _transformers_scan(mambapy: bool) -> Function:
+    """transformers' function, which wants time last; NotInstalled where it, or mambapy, is missing."""
+    theirs = getattr(modeling_mamba, "mamba_selective_scan", None)
+    if theirs is None:
+        raise NotInstalled("this version of transformers has no function mamba_selective_scan")
+    if mambapy and importlib.util.find_spec("mambapy") is None:
+        raise NotInstalled("mambapy is not installed: pip install mambapy")
+
+    def scan(x: Tensor, dt: Tensor, bias: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
+        y: Tensor = theirs(x.mT, dt.mT, A, B.mT, C.mT, D, z.mT, bias, True, use_mambapy=mambapy)
+        return y.mT
+
+    return scan
 
 
 def _inner_loop(kind: str, path: str, length: int, heads: int = 4, f: int = 64, k: int = 16) -> Operator:

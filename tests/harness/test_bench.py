@@ -161,7 +161,8 @@ def test_what_is_not_installed_is_a_row(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_operators_of_ours_agree(tmp_path: Path) -> None:
     chosen = [Case(name, "operator", 32, "autograd") for name in ("ttt_linear", "ttt_mlp")]
-    assert run([*chosen, Case("selective_scan", "operator", 32, "transformers")], None, 1, tmp_path) == 0
+    scans = [Case("selective_scan", "operator", 32, rival) for rival in ("transformers", "scan")]
+    assert run([*chosen, *scans], None, 1, tmp_path) == 0
     assert all(0 < row.values.gradient_difference < 1e-4 for row in rows(tmp_path))  # type: ignore[union-attr]
 
 
