@@ -20,6 +20,10 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(end.value.code or 0)
 
 
+def options(group: str) -> str:
+    return ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+
+
 def test_help_explains_every_group_and_option(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,9 +62,9 @@ def test_flags_may_stand_anywhere() -> None:
         ("+model.other={family:nothing}", "no family 'nothing'; choose one of"),
         ("model.gru.hidden_size=8", "model.gru: the nearest setting has 2,480 parameters"),
         ("model.gru.checkpoint=nowhere", "model.gru.checkpoint=nowhere: no such folder"),
-        ("data=xx", "data=xx: no such option; choose one of folder, jsonl, sotu, stdlib"),
+        ("data=xx", f"data=xx: no such option; choose one of {options('data')}"),
         ("data=folder data.path=/not/there", "data.path is '/not/there'"),
-        ("experiment=zzz", "experiment=zzz: no such option; choose one of none, quickstart"),
+        ("experiment=zzz", f"experiment=zzz: no such option; choose one of {options('experiment')}"),
         ("debug=z", "debug=z: no such option; choose one of smoke"),
         ("a=b=c=", "a=b=c=: not a valid override"),
         ("size.tolerance=2", "size.tolerance is 2.0: must lie between 0 and 1"),
