@@ -14,17 +14,32 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from baselines.config import FamilyConfig
 
 State = Any
 Mode = Literal["train", "prefill", "step"]
+
+
+class Encoded(NamedTuple):
+    """Text as a model reads it: token ids [n], and of how many bytes each of them is the text [n]."""
+
+    ids: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+
+def bytes_as_tokens(text: bytes) -> Encoded:
+    """Each byte is a token, its id the byte's value."""
+    ids = np.frombuffer(text, np.uint8).astype(np.int64)
+    return Encoded(ids, np.ones_like(ids))
 
 
 class SequenceModel(ABC):
@@ -33,6 +48,8 @@ class SequenceModel(ABC):
     Config: ClassVar[type[FamilyConfig]]
     continues: ClassVar[bool] = True
     """Whether `prefill` can continue a state by more than one token; what cannot is marked and still timed."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """The tokenizer that a loaded model brings along; None: it reads bytes."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -52,6 +69,15 @@ class SequenceModel(ABC):
     def vocab_size(self) -> int:
         """Number of token ids the model knows."""
         return int(self.model.config.vocab_size)
+
+    @property
+    def context_limit(self) -> int | None:
+        """Tokens beyond which the model must not be asked; None: there is no such limit."""
+        return None
+
+    def encode(self, text: bytes) -> Encoded:
+        """The tokens of `text`: its bytes, unless the model brings a tokenizer."""
+        return bytes_as_tokens(text)
 
     @property
     @abstractmethod

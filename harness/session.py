@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from baselines.interface import SequenceModel
+from baselines.interface import Encoded, SequenceModel, bytes_as_tokens
 from baselines.registry import find
 from harness.data.batches import Batches
 from harness.data.ngram import NGram
@@ -49,6 +49,10 @@ class Session(ABC):
     def score(self) -> Score:
         """The function that scores token ids."""
 
+    def encode(self, text: bytes) -> Encoded:
+        """Token ids of `text` and the bytes of each."""
+        return bytes_as_tokens(text)
+
     def train_length(self) -> int | None:
         """Tokens of the sequences that the model was trained on, where that is known."""
         return None
@@ -58,6 +62,7 @@ class Session(ABC):
         documents = self.tokens.documents("test")[: self.config.measure.documents]
         return position_curve(
             self.score(),
+            self.encode,
             documents,
             self.config.max_length,
             self.train_length(),
@@ -110,11 +115,12 @@ class ModelSession(Session):
         model_class = find(self.family.family)
         if self.family.checkpoint:
             self._take(model_class.load(self.family))
-            if self.baseline.vocab_size != self.tokens.vocab_size:
+            if self.baseline.tokenizer is None and self.baseline.vocab_size != self.tokens.vocab_size:
                 raise ValueError(
                     f"its vocabulary has {self.baseline.vocab_size} tokens, the corpus' {self.tokens.vocab_size}"
                 )
-            return Loaded(self.baseline.model.num_parameters(), str(self.family.checkpoint))
+            parameters, limit = self.baseline.model.num_parameters(), self.baseline.context_limit
+            return Loaded(parameters, str(self.family.checkpoint), limit)
         finished = finished_training(self.checkpoint)
         if finished is None:
             finished = self._train(model_class)
@@ -165,7 +171,9 @@ class ModelSession(Session):
         dtype = getattr(torch, self.config.runtime.dtype)
         if dtype == torch.float32:
             return self.baseline
-        return type(self.baseline)(copy.deepcopy(self.baseline.model).to(dtype))
+        measured = copy.copy(self.baseline)
+        measured.model = copy.deepcopy(self.baseline.model).to(dtype)
+        return measured
 
     def gate(self) -> Gate:
         """Every check, on the float32 weights."""
@@ -179,6 +187,11 @@ class ModelSession(Session):
             return self.measured.score(rows)[0].float().cpu().numpy()
 
         return score
+
+    def encode(self, text: bytes) -> Encoded:
+        """As the model reads `text`, up to the end of its context."""
+        ids, sizes = self.baseline.encode(text)
+        return Encoded(ids[: self.baseline.context_limit], sizes[: self.baseline.context_limit])
 
     def diagnostics(self) -> Diagnostics:
         """What the model reports of itself on test documents."""

@@ -2,6 +2,9 @@
 
 Only the sums of each document and bucket stay in memory, so one model's NLL is held at a time. All models and seeds
 must have scored the same documents, for the intervals are paired: one draw of documents serves them all.
+
+Everything is per byte. A model with a tokenizer of its own gives a loss a token, which is spread evenly over the bytes
+of the token: sums over a document stay exact, and contexts are counted in bytes for every model.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as compute
 import pyarrow.parquet as pq
 
 from harness import statistics
@@ -21,25 +23,42 @@ from harness.statistics import Estimate, Floats, Ints
 
 @dataclass(frozen=True)
 class Scores:
-    """NLL of documents [D] by position [P], in nats; NaN past a document's end."""
+    """NLL of documents [D] by position [P] in nats a byte, column j that of byte j + 1; NaN past a document's end."""
 
     documents: list[str]
-    lengths: Ints  # [D] scored tokens
+    lengths: Ints  # [D] bytes up to the last that is scored, less the first
     nll: Floats  # [D, P]
-    target_bytes: Floats  # [D, P]
+    scored: Floats  # [D, P], 1 or, for what a first token of several bytes hides, 0
 
 
 def read_scores(path: Path) -> Scores:
     """Read an NLL file (see `PositionCurve`), its documents in the order of their names."""
     if not path.exists():
         raise ValueError(f"{path} is missing: the NLL files named in records.jsonl belong to the run folder")
-    table = pq.read_table(path, columns=["document", "nll", "target_bytes"]).sort_by("document")
-    lengths = compute.list_value_length(table["nll"]).to_numpy().astype(np.int64)
+    table = pq.read_table(path).sort_by("document")
+    columns = [[row.values.to_numpy() for row in table[name]] for name in ("nll", "target_bytes")]
+    first = table["first_bytes"].to_pylist() if "first_bytes" in table.column_names else [1] * len(table)
+    rows = [_over_bytes(*row) for row in zip(*columns, first, strict=True)]
+    lengths = np.array([len(nll) for nll, _ in rows], dtype=np.int64)
     inside = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
-    nll, target_bytes = np.full(inside.shape, np.nan), np.full(inside.shape, np.nan)
-    for matrix, column in ((nll, "nll"), (target_bytes, "target_bytes")):
-        matrix[inside] = compute.list_flatten(table[column]).to_numpy()
-    return Scores(table["document"].to_pylist(), lengths, nll, target_bytes)
+    nll, scored = np.full(inside.shape, np.nan), np.full(inside.shape, np.nan)
+    if len(rows):
+        nll[inside], scored[inside] = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    return Scores(table["document"].to_pylist(), lengths, nll, scored)
+
+
+def _over_bytes(nll: Floats, sizes: Ints, first: int) -> tuple[Floats, Floats]:
+    """Nats of each byte from the second on, and which of them are scored, where `first` bytes come before the targets.
+
+    A token without bytes is a part of a character: its loss belongs to the token that ends the character.
+    """
+    ends = np.flatnonzero(sizes)
+    if not len(ends):
+        return np.zeros(0), np.zeros(0)
+    token = np.add.reduceat(nll.astype(np.float64), np.r_[0, ends[:-1] + 1])
+    each = np.repeat(token / sizes[ends], sizes[ends])[max(0, 1 - first) :]
+    before = np.zeros(max(0, first - 1))
+    return np.r_[before, each], np.r_[before, np.ones_like(each)]
 
 
 @dataclass
@@ -49,7 +68,6 @@ class Sums:
     The sums `within` are over all positions inside the comparison's training length, the same for every model.
     """
 
-    tokens: Floats  # [D, K + 1]
     bytes: Floats  # [D, K + 1]
     bytes_within: Floats  # [D, 1]
     nll: dict[int, Floats] = field(default_factory=dict)  # by seed, each [D, K + 1]
@@ -59,6 +77,9 @@ class Sums:
 
 class Curves:
     """Perplexity against context of every model and floor, with intervals over documents (all in nats)."""
+
+    unit = "byte"
+    """What perplexity is counted per, and contexts in."""
 
     def __init__(self, run: Run, per_octave: int = 2) -> None:
         rows = {name: run.select(PositionCurve, name) for name in run.models + run.floors}
@@ -76,7 +97,7 @@ class Curves:
             for row, values in rows[name]:
                 self._add(name, row.record.seed, values, read_scores(row.folder / values.nll_file))
         self.weights = statistics.document_weights(len(self.documents))
-        reached = np.min([(sums.tokens[:, :-1] > 0).sum(axis=0) for sums in self.sums.values()], axis=0)
+        reached = np.min([(sums.bytes[:, :-1] > 0).sum(axis=0) for sums in self.sums.values()], axis=0)
         self.shown: Ints = np.flatnonzero(reached >= min(statistics.FEWEST_DOCUMENTS, len(self.documents)))
 
     def _add(self, name: str, seed: int, values: PositionCurve, scores: Scores) -> None:
@@ -86,15 +107,12 @@ class Curves:
                 f"({len(scores.documents)} against {len(self.documents)}): intervals are paired over the same documents"
             )
         self.documents = scores.documents
-        tokens, size, nll = (
-            self._with_total(part, scores.lengths)
-            for part in (np.ones_like(scores.nll), scores.target_bytes, scores.nll)
-        )
+        size, nll = (self._with_total(part, scores.lengths) for part in (scores.scored, scores.nll))
         within = np.array([1, self.trained or 1])
         bytes_within, nll_within = (
-            statistics.bucket_sums(part, scores.lengths, within) for part in (scores.target_bytes, scores.nll)
+            statistics.bucket_sums(part, scores.lengths, within) for part in (scores.scored, scores.nll)
         )
-        sums = self.sums.setdefault(name, Sums(tokens, size, bytes_within, train_length=values.train_length))
+        sums = self.sums.setdefault(name, Sums(size, bytes_within, train_length=values.train_length))
         sums.nll[seed], sums.nll_within[seed] = nll, nll_within
 
     def _with_total(self, part: Floats, lengths: Ints) -> Floats:
@@ -102,27 +120,17 @@ class Curves:
         return np.hstack([statistics.bucket_sums(part, lengths, edges) for edges in (self.edges, whole)])
 
     @property
-    def byte_level(self) -> bool:
-        """Whether every token is one byte, so that perplexity per token is perplexity per byte."""
-        return bool(self.sums) and all(bool(np.array_equal(sums.tokens, sums.bytes)) for sums in self.sums.values())
-
-    @property
-    def unit(self) -> str:
-        """What perplexity is counted per."""
-        return "byte" if self.byte_level else "token"
-
-    @property
     def middles(self) -> Floats:
         """Where a bucket stands on the axis: the geometric middle of its contexts, [K]."""
         return np.sqrt(self.edges[:-1] * (self.edges[1:] - 1.0))
 
     def log_perplexity(self, name: str) -> Estimate:
-        """Nats per token in each bucket [K], mean over seeds, with the interval over documents."""
+        """Nats per byte in each bucket [K], mean over seeds, with the interval over documents."""
         sums = self.sums[name]
-        return statistics.estimate(_mean(sums.nll)[:, :-1], sums.tokens[:, :-1], self.weights)
+        return statistics.estimate(_mean(sums.nll)[:, :-1], sums.bytes[:, :-1], self.weights)
 
     def nats_per_byte(self, name: str) -> Estimate:
-        """Nats per byte over all scored tokens, [1]; divide by log 2 for bits."""
+        """Nats per byte over all scored bytes, [1]; divide by log 2 for bits."""
         sums = self.sums[name]
         return statistics.estimate(_mean(sums.nll)[:, -1:], sums.bytes[:, -1:], self.weights)
 
@@ -131,29 +139,31 @@ class Curves:
         sums = self.sums[name]
         nll = _mean(sums.nll_within)
         if reference is not None:
-            nll = nll - _mean(self.sums[reference].nll_within)
+            other = self.sums[reference]
+            same = (sums.bytes_within == other.bytes_within).all(axis=0)
+            nll = np.where(same, nll - _mean(other.nll_within), np.nan)
         return statistics.estimate(nll, sums.bytes_within, self.weights)
 
     def difference(self, name: str, reference: str) -> Estimate:
         """Log-perplexity of `name` less that of `reference` in each bucket and over all [K + 1]: below 0 is better.
 
-        Paired over documents. Buckets in which the two did not score the same number of tokens are NaN.
+        Paired over documents. Buckets in which the two did not score the same number of bytes are NaN.
         """
         ours, theirs = self.sums[name], self.sums[reference]
-        same = (ours.tokens == theirs.tokens).all(axis=0)
+        same = (ours.bytes == theirs.bytes).all(axis=0)
         return statistics.estimate(
-            np.where(same, _mean(ours.nll) - _mean(theirs.nll), np.nan), ours.tokens, self.weights
+            np.where(same, _mean(ours.nll) - _mean(theirs.nll), np.nan), ours.bytes, self.weights
         )
 
     def seeds(self, name: str) -> tuple[list[int], Floats]:
-        """The seeds [S] of a model and each one's nats per token in each bucket, [S, K]."""
+        """The seeds [S] of a model and each one's nats per byte in each bucket, [S, K]."""
         sums = self.sums[name]
         with np.errstate(invalid="ignore"):
-            values = [(nll.sum(axis=0) / sums.tokens.sum(axis=0))[:-1] for nll in sums.nll.values()]
+            values = [(nll.sum(axis=0) / sums.bytes.sum(axis=0))[:-1] for nll in sums.nll.values()]
         return list(sums.nll), np.stack(values)
 
     def seed_nats_per_byte(self, name: str) -> Floats:
-        """Each seed's nats per byte over all scored tokens, [S]."""
+        """Each seed's nats per byte over all scored bytes, [S]."""
         sums = self.sums[name]
         return np.array([nll[:, -1].sum() / sums.bytes[:, -1].sum() for nll in sums.nll.values()])
 
