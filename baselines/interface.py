@@ -46,10 +46,12 @@ class SequenceModel(ABC):
     """One causal language model with its state, its cost formulas and the name of the code path it runs on."""
 
     Config: ClassVar[type[FamilyConfig]]
-    continues: ClassVar[bool] = True
+    continues: bool = True
     """Whether `prefill` can continue a state by more than one token; what cannot is marked and still timed."""
     tokenizer: PreTrainedTokenizerBase | None = None
     """The tokenizer that a loaded model brings along; None: it reads bytes."""
+    exact_causality: bool = True
+    """Whether no bit of a logit depends on later tokens; where an FFT rounds across time the gate asks in float64."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model

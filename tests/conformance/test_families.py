@@ -101,7 +101,8 @@ def test_a_saved_model_is_the_same_in_transformers_hands(baseline: SequenceModel
 
 def test_generate_continues_as_forward_would(baseline: SequenceModel) -> None:
     ids = torch.randint(VOCAB, (2, 19))
-    found = baseline.model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    found = baseline.model.generate(ids, max_new_tokens=20, **options)
     for _ in range(20):
         ids = torch.cat([ids, baseline.forward(ids)[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(found, ids)
