@@ -120,14 +120,9 @@ class SequenceModel(ABC):
         for start in range(0, length - 1, size):
             end = min(start + size, length - 1)
             logits, state = self.prefill(input_ids[:, start:end], state, logits_to_keep=0)
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
             targets = input_ids[:, start + 1 : end + 1]
-            parts.append(
-                F.cross_entropy(
-                    logits.to(torch.promote_types(logits.dtype, torch.float32)).transpose(1, 2),
-                    targets,
-                    reduction="none",
-                )
-            )
+            parts.append(F.cross_entropy(wide, targets.flatten(), reduction="none").view_as(targets))
         return torch.cat(parts, dim=1)
 
     def state_bytes(self, state: State) -> int:

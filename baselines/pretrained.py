@@ -62,7 +62,7 @@ class Pretrained(SequenceModel):
         known = inspect.signature(model.forward).parameters
         self._cache = next((name for name in CACHES if name in known), CACHES[0])
         self._keeps = "logits_to_keep" in known
-        self.continues = self._cache == CACHES[0]  # type: ignore[misc]
+        self.continues = self._cache == CACHES[0]
 
     @classmethod
     def build(cls, config: Any, vocab_size: int) -> Self:
