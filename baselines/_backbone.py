@@ -187,8 +187,16 @@ class BackboneForCausalLM(PreTrainedModel, GenerationMixin):
         return True
 
     @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Every module that holds a parameter as below, then what a mixer wants itself."""
+        super().initialize_weights()
+        for module in self.modules():
+            if isinstance(module, Mixer):
+                module.initialise()
+
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal(0, initializer_range) for matrices, PyTorch's own for convolutions, then what a mixer wants itself."""
+        """Normal(0, initializer_range) for matrices, PyTorch's own for convolutions, ones for norms."""
         if isinstance(module, nn.Linear | nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
             if isinstance(module, nn.Linear) and module.bias is not None:
@@ -199,8 +207,6 @@ class BackboneForCausalLM(PreTrainedModel, GenerationMixin):
                 init.uniform_(parameter, -bound, bound)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, Mixer):
-            module.initialise()
 
 
 def _owned(x: Tensor) -> Tensor:

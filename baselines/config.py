@@ -11,6 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 
+class Unsupported(RuntimeError):
+    """A family that cannot run here (no GPU, a package not installed); the message, one line, says what it needs.
+
+    Raised by `candidates` and `parameters`, or by building or loading, it becomes a row of status `unsupported`, and
+    the comparison goes on.
+    """
+
+
 @dataclass
 class SizeConfig:
     """The budget that all models of a comparison share (config group `size`).

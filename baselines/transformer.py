@@ -13,6 +13,7 @@ from typing import Any, Self
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from baselines._attention import Attention
 from baselines._checkpoint import load_checkpoint
 from baselines._precision import widen_norms
 from baselines.config import BlockConfig, FamilyConfig
@@ -46,6 +47,7 @@ class Transformer(SequenceModel):
     """A Llama behind the common interface."""
 
     Config = Config
+    Mixer = Attention
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         super().__init__(model)

@@ -56,6 +56,16 @@ def test_the_parameter_formula_counts_what_is_built(sized: FamilyConfig, baselin
     assert sized.parameters(VOCAB) == sum(p.numel() for p in baseline.model.parameters())
 
 
+def test_no_parameter_keeps_what_lay_in_memory(sized: FamilyConfig) -> None:
+    """Deterministic mode fills what is allocated and not written with NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        made = find(sized.family).build(sized, VOCAB)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not [name for name, p in made.model.named_parameters() if not p.isfinite().all()]
+
+
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 @pytest.mark.parametrize(
     "size",

@@ -97,6 +97,33 @@ def test_nan_is_caught(gru: SequenceModel) -> None:
     assert "finite" in failed(gru)
 
 
+def through_fft(x: Tensor) -> Tensor:
+    """The same numbers but for rounding, which mixes all of time."""
+    return torch.fft.irfft(torch.fft.rfft(x, dim=1), x.shape[1], dim=1)
+
+
+def before_the_cells(baseline: SequenceModel, change: Callable[[Tensor], Tensor]) -> None:
+    baseline.model.gru.register_forward_pre_hook(lambda _, inputs: (change(inputs[0]), *inputs[1:]))
+
+
+def test_an_fft_is_judged_in_float64_where_it_is_declared(gru: SequenceModel) -> None:
+    before_the_cells(gru, through_fft)
+    causal = {"causal: future changed", "causal: gradient of the future"}
+    assert failed(gru) == causal
+    gru.exact_causality = False
+    assert failed(gru) == set()
+    found = {check.name: check.bound for check in run_gate(gru).checks if check.name.startswith("causal")}
+    assert found == dict.fromkeys({*causal, "causal: float64 steps = forward"}, 1e-10)
+
+
+@pytest.mark.parametrize("leak", [norm_over_time, one_token_leak, block_leak])
+def test_a_leak_is_caught_in_float64_too(gru: SequenceModel, leak: Callable[[Tensor], Tensor]) -> None:
+    before_the_cells(gru, leak)
+    gru.exact_causality = False
+    names = {"causal: future changed", "causal: gradient of the future", "causal: float64 steps = forward"}
+    assert names <= failed(gru)
+
+
 def test_a_model_that_cannot_continue_is_not_asked_to(gru: SequenceModel) -> None:
     type(gru).continues = False
     try:
