@@ -25,6 +25,13 @@ def decayed_attention(
     q, k [B, L, G, N] serve H / G heads each; v [B, L, H, P]; log_decay [B, L, H] <= 0. `own` [B, L, H, P] takes the
     place of v where a token reads itself, s = t; later tokens still read v.
     """
+    with torch.autocast(v.device.type, enabled=False):
+        return _attend(q, k, v, log_decay, state, own)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, own: Tensor | None
+) -> tuple[Tensor, Tensor]:
     (batch, length, heads, width), (groups, states) = v.shape, q.shape[2:]
     size = min(CHUNK, length)
     q, k = (_chunks(x, size).transpose(2, 3).unsqueeze(3) for x in (q, k))

@@ -46,6 +46,8 @@ class SequenceModel(ABC):
     """One causal language model with its state, its cost formulas and the name of the code path it runs on."""
 
     Config: ClassVar[type[FamilyConfig]]
+    trains: ClassVar[bool] = True
+    """Whether models of this family are built and trained here; False: only loaded."""
     continues: bool = True
     """Whether `prefill` can continue a state by more than one token; what cannot is marked and still timed."""
     tokenizer: PreTrainedTokenizerBase | None = None

@@ -54,6 +54,7 @@ class Pretrained(SequenceModel):
     """A causal language model of transformers, as its makers left it."""
 
     Config = Config
+    trains = False
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
