@@ -100,12 +100,12 @@ class SparseAttention(_mixer.Mixer):
     def _extended(self, state: Cache, k: Tensor, v: Tensor) -> Cache:
         """`state` with the new keys and values at its end, and the first of them where they belong."""
         start, most = state.tokens, self.options.global_tokens
-        firsts = []
+        firsts: list[Tensor] = []
         for first, new in ((state.global_keys, k), (state.global_values, v)):
             added = new[:, :, : max(0, most - start)]
             firsts.append(torch.cat([first[:, :, :start], added, first[:, :, start + added.shape[2] :]], 2))
         keys, values = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
-        return Cache(keys, values, *firsts, start + k.shape[2])
+        return Cache(keys, values, firsts[0], firsts[1], start + k.shape[2])
 
     def _attend(self, q: Tensor, cache: Cache, start: int) -> Tensor:
         """y [B, heads, L, f] of q [B, heads, L, f], the first of which is token `start`."""
