@@ -8,20 +8,12 @@ each token's bytes are kept beside its NLL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from baselines.interface import Encoded
 from harness.data.tokens import TokenDocument
+from harness.measure.nll_file import Advance, Encode, Score, finite, write_nll
 from harness.records import PositionCurve
-
-Score = Callable[[np.ndarray], np.ndarray]
-Encode = Callable[[bytes], Encoded]
-Advance = Callable[[int, int], None]
 
 
 def position_curve(
@@ -36,25 +28,20 @@ def position_curve(
 ) -> PositionCurve:
     """Score the first `max_length` bytes of each document and keep all of it at `path` inside `run_folder`.
 
-    `encode` cuts them into tokens; `score` maps token ids [L] to nats [L - 1] of tokens 1 … L - 1. A score that is
-    not finite is an ArithmeticError: a NaN must not be averaged away.
+    A score that is not finite is an ArithmeticError.
     """
     names, nlls, sizes, done = [], [], [], 0
     total = sum(min(len(document.ids), max_length) for document in documents)
     for document in documents:
         text = document.ids[:max_length].tobytes()
         encoded = encode(text)
-        nll = score(encoded.ids).astype(np.float32)
-        if not np.isfinite(nll).all():
-            raise ArithmeticError(
-                f"NLL of {document.name} is not finite at position {int(np.argmin(np.isfinite(nll)))}"
-            )
-        names.append(document.name)
-        nlls.append(nll)
+        nlls.append(finite(score(encoded.ids[None], len(encoded.ids) - 1)[0], document.name, 0))
         sizes.append(encoded.sizes)
+        names.append(document.name)
         done += len(text)
         advance(done, total)
-    write_nll(path, names, nlls, sizes)
+    first = [int(size[0]) for size in sizes]
+    write_nll(path, names, nlls, [size[1:] for size in sizes], first_bytes=first)
     return PositionCurve(
         nll_file=str(path.relative_to(run_folder)),
         documents=len(names),
@@ -62,22 +49,3 @@ def position_curve(
         max_length=max_length,
         train_length=train_length,
     )
-
-
-def write_nll(path: Path, names: Sequence[str], nlls: Sequence[np.ndarray], sizes: Sequence[np.ndarray]) -> None:
-    """Write one row a document to a Parquet file: name, nats and bytes of each target token, bytes before the first.
-
-    `sizes` holds the bytes of each document's tokens, the first included.
-    """
-    table = pa.table(
-        {
-            "document": pa.array(names, pa.string()),
-            "nll": pa.array(nlls, pa.list_(pa.float32())),
-            "target_bytes": pa.array([row[1:].astype(np.uint16) for row in sizes], pa.list_(pa.uint16())),
-            "first_bytes": pa.array([row[0] for row in sizes], pa.uint16()),
-        }
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    pq.write_table(table, temporary)
-    temporary.replace(path)

@@ -86,8 +86,16 @@ def document(name: str, text: bytes) -> TokenDocument:
 def test_the_curve_keeps_every_position_of_every_document(tmp_path: Path) -> None:
     documents = [document("a", b"abcdef"), document("b", b"xyz")]
     told: list[tuple[int, int]] = []
-    path, score = tmp_path / "x" / "nll.parquet", lambda ids: ids[1:] / 2
-    curve = position_curve(score, bytes_as_tokens, documents, 5, 4, path, tmp_path, lambda *t: told.append(t))
+    curve = position_curve(
+        lambda rows, targets: rows[:, -targets:] / 2,
+        bytes_as_tokens,
+        documents,
+        5,
+        4,
+        tmp_path / "x" / "nll.parquet",
+        tmp_path,
+        lambda *t: told.append(t),
+    )
     assert (curve.documents, curve.tokens, curve.max_length, curve.train_length) == (2, 6, 5, 4)
     table = pq.read_table(tmp_path / curve.nll_file).to_pydict()
     assert table["document"] == ["a", "b"]
@@ -97,8 +105,8 @@ def test_the_curve_keeps_every_position_of_every_document(tmp_path: Path) -> Non
 
 
 def test_a_nan_is_not_averaged_away(tmp_path: Path) -> None:
-    def score(ids: np.ndarray) -> np.ndarray:
-        return np.where(np.arange(len(ids) - 1) == 2, np.nan, 1.0)
+    def score(rows: np.ndarray, targets: int) -> np.ndarray:
+        return np.where(np.arange(targets) == 2, np.nan, 1.0)[None]
 
     documents = [document("a", b"abcdef")]
     with pytest.raises(ArithmeticError, match="NLL of a is not finite at position 2"):
@@ -112,11 +120,12 @@ def test_a_tokenizer_reads_the_same_bytes_and_its_tokens_keep_their_sizes(tmp_pa
         pairs = [text[i : i + 2] for i in range(0, len(text), 2)]
         return Encoded(np.array([pair[0] for pair in pairs]), np.array([len(pair) for pair in pairs]))
 
+    def score(rows: np.ndarray, targets: int) -> np.ndarray:
+        return rows[:, -targets:] / 2
+
     documents = [document("a", b"abcdefgh"), document("b", b"xyz")]
     path = tmp_path / "nll.parquet"
-    curve = position_curve(
-        lambda ids: ids[1:] / 2, in_twos, documents, 7, None, path, tmp_path, lambda *t: told.append(t)
-    )
+    curve = position_curve(score, in_twos, documents, 7, None, path, tmp_path, lambda *t: told.append(t))
     assert (curve.documents, curve.tokens) == (2, 4)
     table = pq.read_table(path).to_pydict()
     assert table["nll"] == [[b / 2 for b in b"ceg"], [ord("z") / 2]]
