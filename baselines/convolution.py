@@ -31,7 +31,7 @@ FILTERS = {"long": 1024, "short": 4}
 """Reach where none is given."""
 SHORT = 3
 """Taps of the convolution of q, k and v before a long filter."""
-BANDS, WIDTH, FREQUENCY = 8, 32, 10.0
+BANDS, WIDTH, FREQUENCY = 8, 32, 3.0
 """The filter's network: sine and cosine bands of the position, width, and initial frequency of its sines."""
 FAST, SLOW, TARGET = 0.3, 1.5, 1e-2
 """The window falls to `TARGET` after these parts of the reach, in the first channel and in the last."""
@@ -76,9 +76,10 @@ class GatedConvolution(_mixer.Mixer):
         self.reach, self.exact_causality = options.taps, options.filter == "short"
         self.in_proj = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.filter: FreeFilter | LongFilter
+        self.filter: LongFilter | None = None
+        self.short: nn.Conv1d | None = None
         if options.filter == "short":
-            self.filter, self.short = FreeFilter(hidden_size, self.reach), None
+            self.taps = nn.Parameter(torch.empty(self.reach, hidden_size))
         else:
             self.filter = LongFilter(hidden_size, self.reach)
             self.short = nn.Conv1d(3 * hidden_size, 3 * hidden_size, SHORT, groups=3 * hidden_size)
@@ -93,7 +94,8 @@ class GatedConvolution(_mixer.Mixer):
             projected = _convolve(window, self.short.weight, self.short.bias).to(x.dtype)
             projections = window[:, length:]
         q, k, v = projected.chunk(3, -1)
-        taps = self.filter(min(self.reach, length) if state is None else self.reach)
+        count = min(self.reach, length) if state is None else self.reach
+        taps = self.taps[:count] if self.filter is None else self.filter(count)
         window = _after(None if state is None else state.products, k * v, len(taps) - 1)
         with torch.autocast(x.device.type, enabled=False):
             y = self._filtered(at_least_float32(window), at_least_float32(taps), length)
@@ -146,24 +148,11 @@ class GatedConvolution(_mixer.Mixer):
         return 8 * hidden_size * hidden_size + 2 * options.taps * hidden_size + short
 
     def initialise(self) -> None:
-        """The filter's own."""
-        self.filter.initialise()
-
-
-class FreeFilter(nn.Module):
-    """Taps that are parameters."""
-
-    def __init__(self, hidden_size: int, reach: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(reach, hidden_size))
-
-    def forward(self, count: int) -> Tensor:
-        """The first `count` taps [count, H], the nearest first."""
-        return self.weight[:count]
-
-    def initialise(self) -> None:
-        """As PyTorch a convolution: uniform within 1 / sqrt(reach)."""
-        init.uniform_(self.weight, -(len(self.weight) ** -0.5), len(self.weight) ** -0.5)
+        """The long filter's own; free taps as PyTorch a convolution, uniform within 1 / sqrt(reach)."""
+        if self.filter is None:
+            init.uniform_(self.taps, -(self.reach**-0.5), self.reach**-0.5)
+        else:
+            self.filter.initialise()
 
 
 class LongFilter(nn.Module):
@@ -191,7 +180,8 @@ class LongFilter(nn.Module):
     def _make(self, count: int) -> Tensor:
         like = self.skip
         place = torch.arange(count, device=like.device, dtype=torch.float64).unsqueeze(1) / self.reach
-        angles = 2 * math.pi * place * torch.arange(1, BANDS + 1, device=like.device)
+        turns = torch.logspace(0, math.log2(self.reach / 2), BANDS, 2, device=like.device, dtype=torch.float64)
+        angles = 2 * math.pi * place * turns
         features = torch.cat([place, angles.cos(), angles.sin()], 1).to(like.dtype)
         hidden = torch.sin(self.frequency[0] * self.first(features))
         hidden = torch.sin(self.frequency[1] * self.second(hidden))

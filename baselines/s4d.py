@@ -83,8 +83,8 @@ class S4D(_mixer.Mixer):
     def _step(self, u: Tensor, log_a: Tensor, c: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """One token u [B, H]: y [B, H, 1] and the next state."""
         self.kernel_path = "torch-step"
-        after = u.unsqueeze(-1) if state is None else log_a.exp() * state + u.unsqueeze(-1)
-        after = after.to(log_a.dtype)
+        before = log_a.new_zeros(len(u), *log_a.shape) if state is None else log_a.exp() * state
+        after = before + u.unsqueeze(-1)
         y = 2 * (c * after).real.sum(-1) + at_least_float32(self.D) * u
         return y.unsqueeze(-1), after
 
@@ -115,10 +115,15 @@ class S4D(_mixer.Mixer):
 
     @classmethod
     def flops(cls, options: Config, hidden_size: int, length: int) -> int:
-        """2 a weight of the projection, per token; the kernel, 2 N a tap; the transforms of each piece."""
+        """2 a weight of the projection, per token; the kernel, 2 N a tap; the transforms of each piece.
+
+        Between pieces 2 N a token to write the state and to read it. The state after the last, which a prefill
+        wants, is left out.
+        """
         size = min(PIECE, length)
-        pieces = -(-length // size) * fft_flops(size, size) + 2 * options.state_size * size
-        return 4 * length * hidden_size * hidden_size + hidden_size * pieces
+        pieces = -(-length // size)
+        channel = pieces * fft_flops(size, size) + 2 * options.state_size * size * (1 + 2 * (pieces - 1))
+        return hidden_size * (4 * length * hidden_size + channel)
 
     @classmethod
     def step_flops(cls, options: Config, hidden_size: int, length: int) -> int:
