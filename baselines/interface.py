@@ -82,26 +82,29 @@ class SequenceModel(ABC):
         return self.prefill(input_ids, state)
 
     @torch.inference_mode()
-    def score(self, input_ids: Tensor, segment: int = 1024) -> Tensor:
-        """Negative log-likelihood in nats [B, L - 1] of tokens 1 … L - 1, each given all tokens before it.
+    def score(self, input_ids: Tensor, segment: int = 1024, targets: int | None = None) -> Tensor:
+        """Negative log-likelihood in nats [B, targets] of the last `targets` tokens, each given all tokens before it.
 
-        The rows run through the model `segment` tokens at a time and carry the state between, so memory stays
-        bounded by the state and one segment of logits at any length. Log-softmax in float32, or the model's float64.
+        None: of tokens 1 … L - 1 of `input_ids` [B, L]. The rows run through the model `segment` tokens at a time and
+        carry the state between, so memory stays bounded by the state and one segment of logits at any length.
+        Log-softmax in float32, or the model's float64.
         """
         length = input_ids.shape[1]
+        first = 0 if targets is None else length - 1 - targets
         size = segment if self.continues else length
         state, parts = None, []
         for start in range(0, length - 1, size):
             end = min(start + size, length - 1)
-            logits, state = self.prefill(input_ids[:, start:end], state, logits_to_keep=0)
-            targets = input_ids[:, start + 1 : end + 1]
-            parts.append(
-                F.cross_entropy(
-                    logits.to(torch.promote_types(logits.dtype, torch.float32)).transpose(1, 2),
-                    targets,
-                    reduction="none",
+            wanted = end - max(start, first)
+            logits, state = self.prefill(input_ids[:, start:end], state, logits_to_keep=max(wanted, 1))
+            if wanted > 0:
+                parts.append(
+                    F.cross_entropy(
+                        logits.to(torch.promote_types(logits.dtype, torch.float32)).transpose(1, 2),
+                        input_ids[:, end + 1 - wanted : end + 1],
+                        reduction="none",
+                    )
                 )
-            )
         return torch.cat(parts, dim=1)
 
     def state_bytes(self, state: State) -> int:

@@ -22,7 +22,6 @@ from harness.records import (
     Diagnostics,
     Gate,
     Loaded,
-    PositionCurve,
     Prefill,
     Record,
     RecordStore,
@@ -32,7 +31,10 @@ from harness.records import (
 )
 from harness.worker import Outcome, Worker, server_context
 
-STAGES = {"obtain": "train", "gate": "gate", "position": "score", "diagnostics": "diagnose"}
+STAGES = {
+    "obtain": "train", "gate": "gate", "position": "score", "fixed_target": "contexts", "window": "windows",
+    "diagnostics": "diagnose",
+}  # fmt: skip
 
 
 class Comparison:
@@ -106,9 +108,10 @@ class Comparison:
         )  # fmt: skip
 
     def _missing(self, job: Job) -> list[str]:
+        conventions = self.config.measure.conventions
         if job.family is None:
-            return [] if self._good(PositionCurve.kind, job.name) else ["position"]
-        kinds = (Gate.kind, PositionCurve.kind, Diagnostics.kind)
+            return [kind for kind in conventions if not self._good(kind, job.name)]
+        kinds = (Gate.kind, *conventions, Diagnostics.kind)
         steps = [kind for kind in kinds if not self._good(kind, job.name)]
         obtained = self._good(Loaded.kind if job.family.checkpoint else Training.kind, job.name)
         return ["obtain", *steps] if steps or not obtained else []

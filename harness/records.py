@@ -90,6 +90,41 @@ class PositionCurve(Values):
 
 
 @dataclass
+class FixedTarget(Values):
+    """NLL of the same target tokens given ever more context (convention `fixed_target`).
+
+    `nll_file` is a Parquet file, one row a document, block of targets and context, with columns `document`, `start`
+    (position of the block's first token in the document), `context` (tokens before it that the model was given), `nll`
+    and `target_bytes` (lists, an element a target token). Token j of a block so has `context` + j tokens before it.
+    """
+
+    kind: ClassVar[str] = "fixed_target"
+    nll_file: str
+    documents: int
+    targets: int
+    contexts: list[int]
+    train_length: int | None
+    convention: str = "fixed_target"
+
+
+@dataclass
+class Window(Values):
+    """NLL of every token but the first, given what a window of `window` tokens moved on by `stride` holds before it.
+
+    With `stride` = `window` windows do not overlap. `nll_file` is written as that of `PositionCurve`.
+    """
+
+    kind: ClassVar[str] = "window"
+    nll_file: str
+    documents: int
+    tokens: int
+    window: int
+    stride: int
+    train_length: int | None
+    convention: str = "window"
+
+
+@dataclass
 class Diagnostics(Values):
     """What a model reports of itself while it reads: named curves over position, empty where a family has none.
 

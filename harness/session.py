@@ -24,14 +24,17 @@ from baselines.registry import find
 from harness.data.batches import Batches
 from harness.data.ngram import NGram
 from harness.data.tokenizer import byte_tokenizer
-from harness.data.tokens import TokenStore
+from harness.data.tokens import TokenDocument, TokenStore
 from harness.gate import run_gate
 from harness.jobs import Job, Shape
 from harness.measure.clock import clock_for
 from harness.measure.diagnostics import diagnose
-from harness.measure.position import Score, position_curve
+from harness.measure.fixed_target import fixed_target
+from harness.measure.nll_file import Advance, Score
+from harness.measure.position import position_curve
 from harness.measure.scenarios import DecodeScenario, PrefillScenario, Scenario, TrainStepScenario
-from harness.records import Diagnostics, Gate, Loaded, PositionCurve, Training, Values
+from harness.measure.window import windowed
+from harness.records import Diagnostics, FixedTarget, Gate, Loaded, PositionCurve, Training, Values, Window
 from harness.train.checkpoint import finished_training, save_checkpoint
 from harness.train.loop import Trainer
 
@@ -55,16 +58,31 @@ class Session(ABC):
 
     def position(self) -> PositionCurve:
         """The position curve over the test documents."""
-        documents = self.tokens.documents("test")[: self.config.measure.documents]
         return position_curve(
-            self.score(),
-            documents,
-            self.config.max_length,
-            self.train_length(),
-            self.job.folder / "nll.parquet",
-            self.config.run_folder,
-            lambda done, total: self.progress({"done": done, "total": total}),
-        )
+            self.score(), self._documents(), self.config.max_length, self.train_length(),
+            self.job.folder / "nll.parquet", self.config.run_folder, self._advance(),
+        )  # fmt: skip
+
+    def fixed_target(self) -> FixedTarget:
+        """The same targets of the test documents at every context."""
+        return fixed_target(
+            self.score(), self._documents(), self.config.max_length, self.config.measure.targets, self.train_length(),
+            self.job.folder / "fixed_target.parquet", self.config.run_folder, self._advance(),
+        )  # fmt: skip
+
+    def window(self) -> Window:
+        """The test documents read through a window."""
+        size = self.config.measure.window or self.config.train.length
+        return windowed(
+            self.score(), self._documents(), self.config.max_length, size, self.config.measure.stride or size,
+            self.train_length(), self.job.folder / "window.parquet", self.config.run_folder, self._advance(),
+        )  # fmt: skip
+
+    def _documents(self) -> list[TokenDocument]:
+        return self.tokens.documents("test")[: self.config.measure.documents]
+
+    def _advance(self) -> Advance:
+        return lambda done, total: self.progress({"done": done, "total": total})
 
     @abstractmethod
     def kernel_path(self) -> str:
@@ -82,7 +100,8 @@ class FloorSession(Session):
         """Fit the n-gram of the order that its name ends with on the training documents."""
         order = int(self.job.name.split("-")[0])
         documents = (document.ids for document in self.tokens.documents("train"))
-        return NGram.fit(documents, order, self.tokens.vocab_size).score
+        ngram = NGram.fit(documents, order, self.tokens.vocab_size)
+        return lambda rows, targets: np.stack([ngram.score(ids)[-targets:] for ids in rows])
 
     def kernel_path(self) -> str:
         """Counting in NumPy."""
@@ -174,9 +193,9 @@ class ModelSession(Session):
     def score(self) -> Score:
         """Nats of each token by the model."""
 
-        def score(ids: np.ndarray) -> np.ndarray:
-            rows = torch.from_numpy(ids.astype(np.int64))[None].to(self.job.device)
-            return self.measured.score(rows)[0].float().cpu().numpy()
+        def score(rows: np.ndarray, targets: int) -> np.ndarray:
+            ids = torch.from_numpy(rows.astype(np.int64)).to(self.job.device)
+            return self.measured.score(ids, targets=targets).float().cpu().numpy()
 
         return score
 

@@ -95,6 +95,37 @@ def estimate(nll: Floats, units: Floats, weights: Floats, level: float = LEVEL) 
     return Estimate(value, low, high, documents)
 
 
+def p_values(nll: Floats, units: Floats, weights: Floats) -> Floats:
+    """Two-sided p [K] of "Σ nll / Σ units is zero" for a paired difference, under the same draws as `estimate`.
+
+    Student's t with one degree of freedom less than documents, the standard error being that of the bootstrap, with n
+    in its divisor made n - 1. Unlike a share of draws it tells small p apart, which a correction for many comparisons
+    needs. NaN where there is no interval.
+    """
+    documents = np.count_nonzero(units > 0, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = nll.sum(axis=0) / units.sum(axis=0)
+        error = np.nanstd((weights @ nll) / (weights @ units), axis=0) * np.sqrt(documents / (documents - 1))
+    found = np.full_like(value, np.nan)
+    for k in np.flatnonzero(np.isfinite(value) & (error > 0) & (documents >= FEWEST_DOCUMENTS)):
+        df = int(documents[k]) - 1
+        found[k] = 1 - _t_central(math.atan(abs(value[k]) / error[k] / math.sqrt(df)), df)
+    return found
+
+
+def holm(p: Floats) -> Floats:
+    """The p of a family of tests such that rejecting all below α errs anywhere with probability at most α (Holm 1979).
+
+    NaN stays NaN and does not count as a test.
+    """
+    order = np.argsort(p)  # NaN last
+    tests = int(np.count_nonzero(~np.isnan(p)))
+    adjusted = np.full_like(p, np.nan)
+    steps = p[order[:tests]] * np.arange(tests, 0, -1)
+    adjusted[order[:tests]] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
+
+
 @functools.cache
 def tail_area(documents: int, level: float = LEVEL) -> float:
     """Percentile at which to cut each tail: Φ(-√(n / (n - 1)) t), a little less than (1 - level) / 2 for small n.

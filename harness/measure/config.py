@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+CONVENTIONS = ("position", "fixed_target", "window")
+"""How perplexity is scored; each is a module of `harness.measure`."""
+
 
 @dataclass
 class MeasureConfig:
-    """The position curve and the timings.
+    """Perplexity under the chosen conventions, and the timings.
 
-    `max_length`: tokens of each test document that are scored (None: eight times the training length);
-    `documents`: at most so many test documents (None: all). Timings go on until each model has at least `repeats`
+    `max_length`: tokens of each test document that are scored, and the longest context of `fixed_target` (None: eight
+    times the training length); `documents`: at most so many test documents (None: all); `targets`: tokens of each
+    document scored under `fixed_target`; `window` and `stride` in tokens (None: the training length; the window).
+    Timings go on until each model has at least `repeats`
     timed calls and `seconds` of timed work at each shape, the models taking turns.
     """
 
     max_length: int | None = None
     documents: int | None = None
+    conventions: list[str] = field(default_factory=lambda: ["position", "fixed_target"])
+    targets: int = 64
+    window: int | None = None
+    stride: int | None = None
     ngrams: list[int] = field(default_factory=lambda: [3, 4])
     timing: bool = True
     prefill_lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
@@ -27,6 +36,22 @@ class MeasureConfig:
     seconds: float = 1.0
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.conventions if name not in CONVENTIONS]
+        if unknown or "position" not in self.conventions:
+            raise ValueError(
+                f"measure.conventions is {list(self.conventions)}: choose position, which every report needs, and any"
+                f" of {', '.join(CONVENTIONS[1:])}"
+            )
+        if self.targets < 16:
+            raise ValueError(f"measure.targets is {self.targets}: must be at least 16, a block of targets")
+        for name in ("window", "stride"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"measure.{name} is {value}: must be at least 1")
+        if self.window and self.stride and self.stride > self.window:
+            raise ValueError(
+                f"measure.stride is {self.stride}: longer than measure.window={self.window}, it would skip tokens"
+            )
         for name in ("prefill_batch", "decode_batch", "decode_tokens", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"measure.{name} is {getattr(self, name)}: must be at least 1")

@@ -1,12 +1,8 @@
-"""Perplexity curves of a run: the NLL files read once, summed into context buckets, resampled over documents.
-
-Only the sums of each document and bucket stay in memory, so one model's NLL is held at a time. All models and seeds
-must have scored the same documents, for the intervals are paired: one draw of documents serves them all.
-"""
+"""The `position` curves of a run: the NLL files read once, summed into context buckets, resampled over documents."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +12,7 @@ import pyarrow.parquet as pq
 from harness import statistics
 from harness.records import PositionCurve
 from harness.report.collect import Run
+from harness.report.paired import Paired, Sums
 from harness.statistics import Estimate, Floats, Ints
 
 
@@ -43,28 +40,28 @@ def read_scores(path: Path) -> Scores:
 
 
 @dataclass
-class Sums:
-    """One model: sums over each document and bucket; bucket K, the last, is the whole document.
+class Within:
+    """One model: sums over all positions inside the comparison's training length, the same for every model."""
 
-    The sums `within` are over all positions inside the comparison's training length, the same for every model.
-    """
+    bytes: Floats  # [D, 1]
+    nll: dict[int, Floats]  # by seed, each [D, 1]
 
-    tokens: Floats  # [D, K + 1]
-    bytes: Floats  # [D, K + 1]
-    bytes_within: Floats  # [D, 1]
-    nll: dict[int, Floats] = field(default_factory=dict)  # by seed, each [D, K + 1]
-    nll_within: dict[int, Floats] = field(default_factory=dict)  # by seed, each [D, 1]
-    train_length: int | None = None
+    @property
+    def mean(self) -> Floats:
+        """NLL, mean over seeds, [D, 1]."""
+        return np.mean(list(self.nll.values()), axis=0)
 
 
-class Curves:
-    """Perplexity against context of every model and floor, with intervals over documents (all in nats)."""
+class Curves(Paired):
+    """Perplexity against context under `position`: K buckets, and as column K + 1 the whole document."""
+
+    convention = PositionCurve.convention
 
     def __init__(self, run: Run, per_octave: int = 2) -> None:
+        super().__init__()
         rows = {name: run.select(PositionCurve, name) for name in run.models + run.floors}
         self.names = [name for name, found in rows.items() if found]
-        self.documents: list[str] = []
-        self.sums: dict[str, Sums] = {}
+        self.within: dict[str, Within] = {}
         if not self.names:
             return
         self.edges = statistics.buckets(
@@ -75,82 +72,35 @@ class Curves:
         for name in self.names:
             for row, values in rows[name]:
                 self._add(name, row.record.seed, values, read_scores(row.folder / values.nll_file))
-        self.weights = statistics.document_weights(len(self.documents))
-        reached = np.min([(sums.tokens[:, :-1] > 0).sum(axis=0) for sums in self.sums.values()], axis=0)
-        self.shown: Ints = np.flatnonzero(reached >= min(statistics.FEWEST_DOCUMENTS, len(self.documents)))
+        self.draw()
 
     def _add(self, name: str, seed: int, values: PositionCurve, scores: Scores) -> None:
-        if self.documents and scores.documents != self.documents:
-            raise ValueError(
-                f"model {name} seed {seed} scored other documents than {self.names[0]} did "
-                f"({len(scores.documents)} against {len(self.documents)}): intervals are paired over the same documents"
-            )
-        self.documents = scores.documents
         tokens, size, nll = (
             self._with_total(part, scores.lengths)
             for part in (np.ones_like(scores.nll), scores.target_bytes, scores.nll)
         )
-        within = np.array([1, self.trained or 1])
+        self.add(name, seed, scores.documents, Sums(tokens, size, train_length=values.train_length), nll)
+        inside = np.array([1, self.trained or 1])
         bytes_within, nll_within = (
-            statistics.bucket_sums(part, scores.lengths, within) for part in (scores.target_bytes, scores.nll)
+            statistics.bucket_sums(part, scores.lengths, inside) for part in (scores.target_bytes, scores.nll)
         )
-        sums = self.sums.setdefault(name, Sums(tokens, size, bytes_within, train_length=values.train_length))
-        sums.nll[seed], sums.nll_within[seed] = nll, nll_within
+        self.within.setdefault(name, Within(bytes_within, {})).nll[seed] = nll_within
 
     def _with_total(self, part: Floats, lengths: Ints) -> Floats:
         whole = np.array([1, part.shape[1] + 1])
         return np.hstack([statistics.bucket_sums(part, lengths, edges) for edges in (self.edges, whole)])
 
-    @property
-    def byte_level(self) -> bool:
-        """Whether every token is one byte, so that perplexity per token is perplexity per byte."""
-        return bool(self.sums) and all(bool(np.array_equal(sums.tokens, sums.bytes)) for sums in self.sums.values())
-
-    @property
-    def unit(self) -> str:
-        """What perplexity is counted per."""
-        return "byte" if self.byte_level else "token"
-
-    @property
-    def middles(self) -> Floats:
-        """Where a bucket stands on the axis: the geometric middle of its contexts, [K]."""
-        return np.sqrt(self.edges[:-1] * (self.edges[1:] - 1.0))
-
-    def log_perplexity(self, name: str) -> Estimate:
-        """Nats per token in each bucket [K], mean over seeds, with the interval over documents."""
-        sums = self.sums[name]
-        return statistics.estimate(_mean(sums.nll)[:, :-1], sums.tokens[:, :-1], self.weights)
-
     def nats_per_byte(self, name: str) -> Estimate:
         """Nats per byte over all scored tokens, [1]; divide by log 2 for bits."""
         sums = self.sums[name]
-        return statistics.estimate(_mean(sums.nll)[:, -1:], sums.bytes[:, -1:], self.weights)
+        return statistics.estimate(sums.mean[:, -1:], sums.bytes[:, -1:], self.weights)
 
     def nats_per_byte_within(self, name: str, reference: str | None = None) -> Estimate:
         """Nats per byte inside the training length, [1]; with a `reference`, less that of it, paired over documents."""
-        sums = self.sums[name]
-        nll = _mean(sums.nll_within)
+        nll = self.within[name].mean
         if reference is not None:
-            nll = nll - _mean(self.sums[reference].nll_within)
-        return statistics.estimate(nll, sums.bytes_within, self.weights)
-
-    def difference(self, name: str, reference: str) -> Estimate:
-        """Log-perplexity of `name` less that of `reference` in each bucket and over all [K + 1]: below 0 is better.
-
-        Paired over documents. Buckets in which the two did not score the same number of tokens are NaN.
-        """
-        ours, theirs = self.sums[name], self.sums[reference]
-        same = (ours.tokens == theirs.tokens).all(axis=0)
-        return statistics.estimate(
-            np.where(same, _mean(ours.nll) - _mean(theirs.nll), np.nan), ours.tokens, self.weights
-        )
-
-    def seeds(self, name: str) -> tuple[list[int], Floats]:
-        """The seeds [S] of a model and each one's nats per token in each bucket, [S, K]."""
-        sums = self.sums[name]
-        with np.errstate(invalid="ignore"):
-            values = [(nll.sum(axis=0) / sums.tokens.sum(axis=0))[:-1] for nll in sums.nll.values()]
-        return list(sums.nll), np.stack(values)
+            nll = nll - self.within[reference].mean
+        return statistics.estimate(nll, self.within[name].bytes, self.weights)
 
     def seed_nats_per_byte(self, name: str) -> Floats:
         """Each seed's nats per byte over all scored tokens, [S]."""
@@ -171,7 +121,3 @@ class Curves:
         """The contexts of bucket k, such as '181–255'."""
         low, high = int(self.edges[k]), int(self.edges[k + 1]) - 1
         return f"{low}–{high}" if high > low else str(low)
-
-
-def _mean(by_seed: dict[int, Floats]) -> Floats:
-    return np.mean(list(by_seed.values()), axis=0)

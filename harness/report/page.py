@@ -21,10 +21,12 @@ from rich.text import Text
 
 from harness.report.collect import Run, collect
 from harness.report.conditions import conditions, gate, job, provenance
+from harness.report.contexts import Contexts
 from harness.report.curves import Curves
 from harness.report.details import all_buckets, all_diagnostics, all_timings, seeds
 from harness.report.figures import draw
 from harness.report.figures.axes import Drawn
+from harness.report.significance import context_gain, conventions, significance
 from harness.report.summary import differences, summary
 from harness.report.tables import Table, to_csv, to_latex, to_markdown
 
@@ -39,13 +41,13 @@ def render(folders: Path | Sequence[Path]) -> Path:
     """
     several = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
     run = collect(several)
-    curves = Curves(run)
+    curves, contexts = Curves(run), Contexts(run)
     out = Path(os.path.commonpath([folder.resolve() for folder in several])) / "report"
     if (out / "report.html").exists():
         shutil.rmtree(out)
     for part in ("figures", "tables"):
         (out / part).mkdir(parents=True, exist_ok=True)
-    figures, tables = draw(run, curves, out / "figures"), make_tables(run, curves)
+    figures, tables = draw(run, curves, contexts, out / "figures"), make_tables(run, curves, contexts)
     for table in tables:
         for ending, write in (("csv", to_csv), ("tex", to_latex), ("md", to_markdown)):
             (out / "tables" / f"{table.name}.{ending}").write_text(write(table), encoding="utf-8")
@@ -55,11 +57,12 @@ def render(folders: Path | Sequence[Path]) -> Path:
     return page
 
 
-def make_tables(run: Run, curves: Curves) -> list[Table]:
+def make_tables(run: Run, curves: Curves, contexts: Contexts) -> list[Table]:
     """Every table that the records allow, in the order of the page."""
     made = [
-        summary(run, curves), differences(run, curves), seeds(run, curves), gate(run), conditions(run), job(run),
-        provenance(run), all_buckets(curves), all_timings(run), all_diagnostics(run),
+        summary(run, curves), context_gain(run, contexts), differences(run, curves), significance(run, curves),
+        conventions(run, curves), seeds(run, curves), gate(run), conditions(run), job(run), provenance(run),
+        all_buckets(curves), all_timings(run), all_diagnostics(run),
     ]  # fmt: skip
     return [table for table in made if table is not None]
 

@@ -13,6 +13,7 @@ from harness.report import formats
 from harness.report.collect import Run
 from harness.report.curves import Curves
 from harness.report.formats import Interval
+from harness.report.paired import Paired
 from harness.report.tables import Column, Table
 from harness.report.timings import longest_common, timings
 from harness.statistics import FEWEST_DOCUMENTS, Estimate
@@ -157,14 +158,14 @@ def _summary_caption(curves: Curves, length: int | None, context: int | None) ->
     return " ".join(parts)
 
 
-def describe(curves: Curves) -> str:
+def describe(curves: Paired) -> str:
     """Documents, seeds, kind of interval and convention, for a caption."""
     seeds = max(len(sums.nll) for sums in curves.sums.values())
     over = "1 seed" if seeds == 1 else f"the mean of {seeds} seeds"
     kind = "95 % intervals: paired bootstrap over documents, seeds fixed"
     if len(curves.documents) < FEWEST_DOCUMENTS:
         kind = f"no intervals from fewer than {FEWEST_DOCUMENTS} documents"
-    return f"{len(curves.documents)} test documents, {over}; {kind}; convention: position"
+    return f"{len(curves.documents)} test documents, {over}; {kind}; convention: {curves.convention}"
 
 
 def differences(run: Run, curves: Curves) -> Table | None:

@@ -29,6 +29,8 @@ def small(config: RunConfig) -> RunConfig:
     config.size = dataclasses.replace(config.size, parameters=5728)
     config.measure = MeasureConfig(
         max_length=128,
+        conventions=["position", "fixed_target", "window"],
+        targets=16,
         ngrams=[2],
         prefill_lengths=[32, 64],
         decode_contexts=[16],
@@ -52,6 +54,7 @@ def test_every_measurement_becomes_a_row_with_its_provenance(small: RunConfig) -
     found = rows(small)
     assert set(found) == {
         ("training", "gru", 0), ("gate", "gru", 0), ("position", "gru", 0), ("position", "2-gram", 0),
+        ("fixed_target", "gru", 0), ("fixed_target", "2-gram", 0), ("window", "gru", 0), ("window", "2-gram", 0),
         ("train_step", "gru", 32), ("prefill", "gru", 32), ("prefill", "gru", 64), ("decode", "gru", 16),
         ("diagnostics", "gru", 0), ("finish", "", 0),
     }  # fmt: skip

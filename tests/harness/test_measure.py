@@ -87,7 +87,13 @@ def test_the_curve_keeps_every_position_of_every_document(tmp_path: Path) -> Non
     documents = [document("a", b"abcdef"), document("b", b"xyz")]
     told: list[tuple[int, int]] = []
     curve = position_curve(
-        lambda ids: ids[1:] / 2, documents, 5, 4, tmp_path / "x" / "nll.parquet", tmp_path, lambda *t: told.append(t)
+        lambda rows, targets: rows[:, -targets:] / 2,
+        documents,
+        5,
+        4,
+        tmp_path / "x" / "nll.parquet",
+        tmp_path,
+        lambda *t: told.append(t),
     )
     assert (curve.documents, curve.tokens, curve.max_length, curve.train_length) == (2, 6, 5, 4)
     table = pq.read_table(tmp_path / curve.nll_file).to_pydict()
@@ -98,8 +104,8 @@ def test_the_curve_keeps_every_position_of_every_document(tmp_path: Path) -> Non
 
 
 def test_a_nan_is_not_averaged_away(tmp_path: Path) -> None:
-    def score(ids: np.ndarray) -> np.ndarray:
-        return np.where(np.arange(len(ids) - 1) == 2, np.nan, 1.0)
+    def score(rows: np.ndarray, targets: int) -> np.ndarray:
+        return np.where(np.arange(targets) == 2, np.nan, 1.0)[None]
 
     with pytest.raises(ArithmeticError, match="NLL of a is not finite at position 2"):
         position_curve(score, [document("a", b"abcdef")], 9, None, tmp_path / "n", tmp_path, lambda *_: None)

@@ -13,6 +13,8 @@ from harness.statistics import (
     buckets,
     document_weights,
     estimate,
+    holm,
+    p_values,
     seed_interval,
     t_quantile,
     tail_area,
@@ -152,3 +154,29 @@ def test_a_paired_difference_is_far_narrower_than_an_unpaired_one() -> None:
     twos = estimate(second, tokens, document_weights(100))
     unpaired = np.hypot(ones.high - ones.low, twos.high - twos.low)
     assert (paired.high - paired.low < 0.8 * unpaired).all()
+
+
+def test_p_values_are_those_of_a_t_test_where_all_documents_are_equally_long() -> None:
+    rng = np.random.default_rng(3)
+    shift = np.array([0.0, 0.1, 0.25])
+    nll = rng.normal(shift, 1.0, (60, 3)) * 50
+    found = p_values(nll, np.full((60, 3), 50.0), document_weights(60, 40_000))
+    np.testing.assert_allclose(found, stats.ttest_1samp(nll, 0).pvalue, rtol=0.05)
+
+
+def test_p_values_are_even_where_there_is_no_difference() -> None:
+    first, second, tokens = _documents(np.random.default_rng(11), 60, 1500)
+    found = p_values(second - first + 0.1 * tokens, tokens, document_weights(60, 1000))
+    assert 0.035 < np.mean(found < 0.05) < 0.07
+    assert 0.46 < np.mean(found < 0.5) < 0.54
+
+
+def test_p_needs_documents_and_a_spread() -> None:
+    assert np.isnan(p_values(np.ones((4, 1)), np.ones((4, 1)), document_weights(4))).all()
+    assert np.isnan(p_values(np.ones((9, 1)), np.ones((9, 1)), document_weights(9))).all()
+
+
+def test_holm_corrects_as_in_his_example_and_passes_over_nan() -> None:
+    found = holm(np.array([0.01, np.nan, 0.04, 0.03, 0.005]))
+    np.testing.assert_allclose(found, [0.03, np.nan, 0.06, 0.06, 0.02])
+    assert holm(np.array([0.6, 0.7])).tolist() == [1.0, 1.0]

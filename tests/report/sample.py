@@ -16,6 +16,7 @@ from harness.records import (
     Conditions,
     Decode,
     Finish,
+    FixedTarget,
     Gate,
     PositionCurve,
     Prefill,
@@ -25,11 +26,13 @@ from harness.records import (
     Training,
     TrainStep,
     Values,
+    Window,
 )
 
 MODELS = ("transformer", "mamba", "ttt_linear", "ttt_mlp")
 FLOORS = ("3-gram", "4-gram")
 TRAIN_LENGTH, MAX_LENGTH = 256, 2048
+CONTEXTS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 PROVENANCE = {
     "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
     "versions": {"python": "3.11.9", "torch": "2.13.0", "numpy": "2.4.6"},
@@ -48,6 +51,7 @@ def build(folder: Path, seeds: tuple[int, ...] = (0, 1), documents: int = 28) ->
             _add_quality(store, name, seed, documents)
         for order, name in enumerate(FLOORS):
             _add(store, name, seed, _scored(folder, name, seed, documents, 1.85 - 0.35 * order), family="ngram")
+            _add(store, name, seed, _given(folder, name, seed, documents, 1.85 - 0.35 * order), family="ngram")
         for name in MODELS:
             _add_timing(store, name, seed)
         _add(store, "", seed, Finish(411.2, 702.9, {"train, gate, score": 312.4, "timing": 88.1}), family="")
@@ -88,6 +92,25 @@ def _scored(folder: Path, name: str, seed: int, documents: int, base: float) -> 
     return PositionCurve(file, len(nll), sum(map(len, nll)), MAX_LENGTH, length)
 
 
+def _given(folder: Path, name: str, seed: int, documents: int, base: float) -> FixedTarget:
+    """Two blocks of targets a document: difficulty shared, a gain from context, less beyond the training length."""
+    generator = np.random.default_rng([21, (MODELS + FLOORS).index(name), 0 if name in FLOORS else seed + 1])
+    shared = np.random.default_rng(2).normal(0, 0.12, size=(documents, 2))
+    rows: dict[str, list[object]] = {"document": [], "start": [], "context": [], "nll": [], "target_bytes": []}
+    for context in CONTEXTS:
+        gain = 0.0 if name in FLOORS else 1.1 * context**-0.35
+        beyond = 0.3 * max(np.log2(context / TRAIN_LENGTH), 0) if name == "transformer" else 0.0
+        for i in range(documents):
+            for block in range(2):
+                nll = base + shared[i, block] + gain + beyond + generator.gamma(1.0, 0.3, size=16)
+                row = (f"doc{i:02d}", 3000 + 16 * block, context, nll.astype(np.float32), np.ones(16, np.uint16))
+                for column, value in zip(rows.values(), row, strict=True):
+                    column.append(value)
+    file = f"models/{name}-{seed}/fixed_target.parquet"
+    pq.write_table(pa.table(rows), folder / file)
+    return FixedTarget(file, documents, 32 * documents, list(CONTEXTS), None if name in FLOORS else TRAIN_LENGTH)
+
+
 def _add_quality(store: RecordStore, name: str, seed: int, documents: int) -> None:
     index, generator = MODELS.index(name), np.random.default_rng([7, seed])
     tokens = np.arange(4096, 409_601, 4096)
@@ -114,7 +137,9 @@ def _add_quality(store: RecordStore, name: str, seed: int, documents: int) -> No
         Check("probabilities sum to 1", True, 2.4e-7, 1e-5),
     ]
     _add(store, name, seed, Gate(checks))
-    _add(store, name, seed, _scored(store.folder, name, seed, documents, 1.1 + 0.04 * index))
+    _add(store, name, seed, scored := _scored(store.folder, name, seed, documents, 1.1 + 0.04 * index))
+    _add(store, name, seed, _given(store.folder, name, seed, documents, 1.1 + 0.04 * index))
+    _add(store, name, seed, Window(scored.nll_file, documents, scored.tokens, TRAIN_LENGTH, 64, TRAIN_LENGTH))
 
 
 def _add_timing(store: RecordStore, name: str, seed: int) -> None:

@@ -18,8 +18,9 @@ from matplotlib.transforms import Bbox
 
 from harness.records import PositionCurve, Record, RecordStore, Training
 from harness.report.collect import Run, collect
+from harness.report.contexts import Contexts
 from harness.report.curves import Curves
-from harness.report.figures import decode, position, prefill, quality_cost, training
+from harness.report.figures import decode, fixed_target, position, prefill, quality_cost, training
 from harness.report.figures.axes import linear_ticks, numbers, round_ticks, spread
 from harness.report.figures.training import running_mean
 from harness.report.style import LOOKS, STYLE, looks, rank
@@ -73,7 +74,10 @@ def texts(run: Run) -> list[tuple[Bbox, list[tuple[str, Bbox]]]]:
     """The frame of each figure, and all text drawn on it with the box that it fills, in pixels."""
     curves = Curves(run)
     with matplotlib.style.context(STYLE, after_reset=True):
-        made = [position(run, curves), prefill(run), decode(run), training(run, curves), quality_cost(run, curves)]
+        made = [
+            position(run, curves), fixed_target(run, Contexts(run)), prefill(run), decode(run), training(run, curves),
+            quality_cost(run, curves),
+        ]  # fmt: skip
         assert None not in made
         return [(drawn.figure.bbox, _texts(drawn.figure)) for drawn in made if drawn]
 

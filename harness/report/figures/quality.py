@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from harness.records import PositionCurve
+from harness.records import FixedTarget, PositionCurve
 from harness.report.collect import Run
+from harness.report.contexts import Contexts
 from harness.report.curves import Curves
 from harness.report.figures.axes import (
     Drawn,
@@ -20,15 +21,37 @@ from harness.report.figures.axes import (
     numbers,
     value_axis,
 )
+from harness.report.paired import Paired
 from harness.report.style import DOUBLE, FLOOR_DASHES, GREY, SINGLE, looks
 from harness.report.summary import describe
 
 
 def position(run: Run, curves: Curves) -> Drawn | None:
     """Perplexity by context with bands; beside it each model's paired difference from the first."""
-    models = [name for name in run.models if name in curves.names]
     if not curves.names:
         return None
+    hidden = len(curves.edges) - 1 - len(curves.shown)
+    few = " Contexts that fewer than 5 documents reach are left to the table." if hidden else ""
+    caption = f"Perplexity per {curves.unit} against context, {describe(curves)}.{{details}}{few}"
+    return _draw(run, curves, PositionCurve.kind, "perplexity", "Perplexity against context", caption)
+
+
+def fixed_target(run: Run, contexts: Contexts) -> Drawn | None:
+    """The same, of the same target tokens at every context."""
+    if not contexts.names:
+        return None
+    targets = int(contexts.sums[contexts.names[0]].tokens[:, 0].sum())
+    caption = (
+        f"Perplexity per {contexts.unit} of the same {targets:,} target {contexts.unit}s given c to c + 15 "
+        f"{contexts.unit}s before them, {describe(contexts)}.{{details}}"
+    )
+    title = "Perplexity of the same targets given more context"
+    return _draw(run, contexts, FixedTarget.kind, "fixed-target", title, caption)
+
+
+def _draw(run: Run, curves: Paired, kind: str, name: str, title: str, caption: str) -> Drawn:
+    """Both panels; what they hold goes into the caption in place of `{details}`."""
+    models = [name for name in run.models if name in curves.names]
     paired = len(models) > 1
     figure = Figure(figsize=(DOUBLE if paired else SINGLE, 2.8), layout="constrained")
     grid = figure.subplots(1, 2 if paired else 1, width_ratios=[1.25, 1] if paired else None, squeeze=False)
@@ -40,18 +63,15 @@ def position(run: Run, curves: Curves) -> Drawn | None:
     for ax in panels:
         context_axis(ax, float(curves.edges[first]), float(curves.edges[last + 1]), f"context ({curves.unit}s)")
         _training_length(ax, {curves.sums[name].train_length for name in models})
-    mark_failures(figure, panels, run, PositionCurve.kind)
+    mark_failures(figure, panels, run, kind)
     label_lines(figure, list(zip(panels, ends, strict=True)))
-    beside = f" Right: difference from {models[0]}, paired over documents; below zero is better." if paired else ""
-    points = " Faint points: single seeds." if any(len(curves.sums[name].nll) > 1 for name in models) else ""
-    floors = " Grey: interpolated n-grams, which any trained model should beat." if run.floors else ""
-    hidden = len(curves.edges) - 1 - len(curves.shown)
-    few = " Contexts that fewer than 5 documents reach are left to the table." if hidden else ""
-    caption = f"Perplexity per {curves.unit} against context, {describe(curves)}.{beside}{points}{floors}{few}"
-    return Drawn("perplexity", "Perplexity against context", caption, figure)
+    details = f" Right: difference from {models[0]}, paired over documents; below zero is better." if paired else ""
+    details += " Faint points: single seeds." if any(len(curves.sums[name].nll) > 1 for name in models) else ""
+    details += " Grey: interpolated n-grams, which any trained model should beat." if run.floors else ""
+    return Drawn(name, title, caption.format(details=details), figure)
 
 
-def _perplexity(ax: Axes, run: Run, curves: Curves, models: list[str]) -> list[LineEnd]:
+def _perplexity(ax: Axes, run: Run, curves: Paired, models: list[str]) -> list[LineEnd]:
     look, ends, shown = looks(run.models), [], curves.shown
     x, values = curves.middles[shown], []
     for name in models:
@@ -88,7 +108,7 @@ def _bits_axis(ax: Axes, label: str) -> None:
     bits.spines["left"].set_color(GREY)
 
 
-def _differences(ax: Axes, run: Run, curves: Curves, models: list[str]) -> list[LineEnd]:
+def _differences(ax: Axes, run: Run, curves: Paired, models: list[str]) -> list[LineEnd]:
     look, shown = looks(run.models), curves.shown
     x = curves.middles[shown]
     ax.axhline(0, color=look[models[0]].color, linewidth=1.2)

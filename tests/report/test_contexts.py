@@ -1,0 +1,73 @@
+"""The tables of answers, against numbers computed by hand from the sample's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.report.collect import Run, collect
+from harness.report.contexts import Contexts
+from harness.report.curves import Curves
+from harness.report.significance import context_gain, conventions, significance
+from harness.report.tables import Table
+from tests.report.sample import CONTEXTS, MODELS, build
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("sample"), documents=12)
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Run:
+    return collect([folder])
+
+
+def row(table: Table | None, **wanted: object) -> dict[str, object]:
+    assert table is not None
+    (found,) = [row for row in table.rows if all(row[key] == value for key, value in wanted.items())]
+    return found
+
+
+def test_the_curve_is_the_mean_over_seeds_of_all_targets_at_a_context(run: Run, folder: Path) -> None:
+    contexts = Contexts(run)
+    assert contexts.middles.tolist() == list(CONTEXTS)
+    frames = [pd.read_parquet(folder / f"models/mamba-{seed}/fixed_target.parquet") for seed in (0, 1)]
+    for k, context in enumerate(CONTEXTS):
+        wanted = np.mean([np.concatenate(f[f["context"] == context]["nll"].tolist()).mean() for f in frames])
+        assert contexts.log_perplexity("mamba").value[k] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_what_context_is_worth_is_a_paired_difference_with_a_verdict(run: Run) -> None:
+    contexts = Contexts(run)
+    table = context_gain(run, contexts)
+    mamba = row(table, model="mamba")
+    nats = contexts.log_perplexity("mamba").value
+    assert mamba["within"].value == pytest.approx(nats[CONTEXTS.index(128)] - nats[0])  # type: ignore[attr-defined]
+    assert mamba["beyond"].value == pytest.approx(nats[-1] - nats[CONTEXTS.index(128)])  # type: ignore[attr-defined]
+    assert row(table, model="transformer")["verdict"] == "hurts"
+    assert mamba["verdict"] == "helps"
+    assert row(table, model="3-gram")["verdict"] == "no certain change"
+
+
+def test_every_pair_is_compared_once_a_context_and_the_better_one_named(run: Run) -> None:
+    table = significance(run, Curves(run))
+    assert table is not None
+    assert len(table.rows) == 3 * 6
+    found = row(table, context="at 1448–2047", better="mamba", worse="transformer")
+    assert found["sure"] == "yes"
+    assert found["by"].high < 0  # type: ignore[attr-defined]
+    assert all(r["holm"] >= r["p"] for r in table.rows)
+    assert all(r["by"].value <= 0 for r in table.rows)
+
+
+def test_conventions_stand_side_by_side(run: Run) -> None:
+    """The sample's windows are its position scores, so both columns must say the same."""
+    table = conventions(run, Curves(run))
+    for name in MODELS:
+        found = row(table, model=name)
+        assert found["window_256_64"].value == pytest.approx(found["all"].value)  # type: ignore[attr-defined]
+    assert [column.title for column in table.columns][-1] == "windows of 256, stride 64"  # type: ignore[union-attr]
