@@ -37,9 +37,8 @@ def draw(folder: Path) -> Path:
         for name, values in found.items():
             mean = np.mean([value.accuracy for value in values], axis=0)
             ax.plot(first.sizes, mean, color=look[name].color, marker=look[name].marker, clip_on=False, zorder=3)
-            ends.append(
-                LineEnd(f"{name} ({_size(values[0].state_bytes)})", first.sizes[-1], mean[-1], look[name].color)
-            )
+            label = f"{name} ({values[0].state_bytes / 1024:.3g} KiB)"
+            ends.append(LineEnd(label, first.sizes[-1], float(mean[-1]), look[name].color))
         ax.axhline(first.chance, color=GREY, linewidth=0.6, linestyle="dotted")
         context_axis(ax, first.sizes[0], first.sizes[-1], TASKS[first.task].unit)
         ax.set(ylim=(0, 1), ylabel="accuracy")
