@@ -117,7 +117,10 @@ class Comparison:
         return ["obtain", *steps] if steps or not obtained else []
 
     def _run(self, steps: dict[str, list[str]], keep_records: bool = True) -> None:
-        """Run each model's steps in order, several models at a time; a step that fails ends its model's line."""
+        """Run each model's steps in order, several models at a time; a step that fails ends its model's line.
+
+        A scoring convention that a model cannot be asked for is passed over.
+        """
         queue = [name for name in self.jobs if steps.get(name)]
         limit = 1 if "WORLD_SIZE" in os.environ else self.config.runtime.concurrency(self.device)
         active: dict[Any, str] = {}
@@ -160,12 +163,14 @@ class Comparison:
                 f"{check.name} ({check.value:.1e} > {check.bound:.0e})" for check in values.checks if not check.passed
             ]
             row.status, row.message = "failed", "gate: " + "; ".join(failed)
+        goes_on = row.status == "ok" or (row.status == "unsupported" and step in self.config.measure.conventions)
         if row.status != "ok":
             self.display.say(f"{name:>14} {STAGES[step]}: {row.status}: {row.message}", style="red")
+        if not goes_on:
             self.workers.pop(name).close()
         if keep_record or row.status != "ok":
             self._keep(row)
-        return row.status == "ok"
+        return goes_on
 
     def _shapes(self) -> list[Shape]:
         measure = self.config.measure
@@ -181,7 +186,9 @@ class Comparison:
         Never a part of them, so that rows of one shape were always taken in turn.
         """
         passed = [name for name in self.config.model if self._good(Gate.kind, name)]
-        return [] if all(self._good(shape.kind, name, shape.length) for name in passed) else passed
+        settled = ("ok", "unsupported")
+        rows = (self.rows.get((shape.kind, name, shape.length)) for name in passed)
+        return [] if all(row is not None and row.status in settled for row in rows) else passed
 
     def _warm(self, name: str, shape: Shape) -> bool:
         if name not in self.workers:

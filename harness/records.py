@@ -46,11 +46,12 @@ class Training(Values):
 
 @dataclass
 class Loaded(Values):
-    """A model that was loaded instead of trained."""
+    """A model that was loaded instead of trained; `context_limit` in its tokens, None where there is none."""
 
     kind: ClassVar[str] = "loaded"
     parameters: int
     checkpoint: str
+    context_limit: int | None = None
 
 
 @dataclass
@@ -76,8 +77,9 @@ class PositionCurve(Values):
     """NLL by position over whole test documents (convention `position`), kept per document × position.
 
     `nll_file` is a Parquet file relative to the run folder, one row a document, with columns `document` (name),
-    `nll` (list of float32, nats; element i is token i + 1 given tokens 0 … i) and `target_bytes` (list of int,
-    bytes of that token).
+    `nll` (list of float32, nats; element i is token i + 1 given tokens 0 … i), `target_bytes` (list of int, bytes of
+    that token) and `first_bytes` (those of token 0). `max_length` counts bytes: a model with a tokenizer of its own
+    reads the same bytes in its tokens.
     """
 
     kind: ClassVar[str] = "position"

@@ -79,15 +79,17 @@ def check_lengths(config: RunConfig, tokens: TokenStore) -> None:
 
 
 def check_checkpoints(config: RunConfig) -> None:
-    """ValueError if a named checkpoint is neither a model's folder nor a hub name of the form owner/name."""
+    """ValueError if a checkpoint is neither a model's folder, a GGUF file nor a hub name of the form owner/name."""
     for name, family in config.model.items():
         if family.checkpoint is None or (Path(family.checkpoint) / "config.json").exists():
+            continue
+        if Path(family.checkpoint).suffix == ".gguf" and Path(family.checkpoint).is_file():
             continue
         key = f"model.{name}.checkpoint={family.checkpoint}"
         if Path(family.checkpoint).is_dir():
             raise ValueError(f"{key}: no config.json in that folder; give the folder that save_pretrained wrote")
         if not re.fullmatch(r"[\w-]+/[\w.-]+", family.checkpoint):
-            raise ValueError(f"{key}: no such folder, nor a hub name of the form owner/name")
+            raise ValueError(f"{key}: no such folder or .gguf file, nor a hub name of the form owner/name")
 
 
 def sized_models(config: RunConfig, vocab_size: int) -> dict[str, FamilyConfig]:
