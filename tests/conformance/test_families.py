@@ -153,6 +153,20 @@ def test_runs_in_bfloat16(baseline: SequenceModel) -> None:
     assert baseline.kernel_path
 
 
+def test_trains_under_autocast(sized: FamilyConfig) -> None:
+    """As `runtime.dtype=bfloat16` trains: float32 weights, products in bfloat16; gradients stay near float32's."""
+    torch.manual_seed(3)
+    model = find(sized.family).build(sized, VOCAB).model.train()
+    ids = torch.randint(VOCAB, (2, 41))
+    gradients = []
+    for low in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            logits = model(ids[:, :-1], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
+    assert float((gradients[1] - gradients[0]).norm()) < 0.1 * float(gradients[0].norm())
+
+
 def test_overfits_64_tokens(sized: FamilyConfig) -> None:
     torch.manual_seed(1)
     model = find(sized.family).build(sized, VOCAB).model.train()
