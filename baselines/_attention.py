@@ -16,22 +16,21 @@ from baselines._rotary import rotary
 
 
 class Attention(_mixer.Mixer):
-    """Causal softmax attention, one key and value per query head."""
+    """Causal softmax attention; query heads share the keys and values of `num_kv_heads`."""
 
     kernel_path = "sdpa"
 
     def __init__(self, options: Any, hidden_size: int) -> None:
         super().__init__(options, hidden_size)
-        self.heads, self.theta = hidden_size // options.head_dim, options.rope_theta
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4)
-        )
+        self.width, self.theta, shared = options.head_dim, options.rope_theta, options.kv_heads * options.head_dim
+        self.q_proj, self.o_proj = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(2))
+        self.k_proj, self.v_proj = (nn.Linear(hidden_size, shared, bias=False) for _ in range(2))
 
     def forward(self, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
         """x [B, L, H]; the state is keys (turned) and values, both [B, heads, tokens, f]."""
         length, seen = x.shape[1], 0 if state is None else state[0].shape[2]
         q, k, v = (
-            proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
+            proj(x).unflatten(-1, (-1, self.width)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         positions = torch.arange(seen, seen + length, device=x.device)
         q, k = (rotary(part, positions, self.theta) for part in (q, k))
@@ -40,20 +39,20 @@ class Attention(_mixer.Mixer):
         mask = None
         if seen and length > 1:
             mask = torch.ones(length, seen + length, dtype=torch.bool, device=x.device).tril(seen)
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=not seen)
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=not seen, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).flatten(2)), (k, v) if keep else None
 
     @classmethod
     def count(cls, options: Any, hidden_size: int) -> int:
-        """Four square projections."""
-        return 4 * hidden_size * hidden_size
+        """Projections of queries and output, and of keys and values."""
+        return 2 * hidden_size * (hidden_size + options.kv_heads * options.head_dim)
 
     @classmethod
     def flops(cls, options: Any, hidden_size: int, length: int) -> int:
         """2 a weight and token; 4 H a pair of query and key, of which causality leaves L (L + 1) / 2."""
-        return 8 * length * hidden_size * hidden_size + 2 * length * (length + 1) * hidden_size
+        return 2 * length * cls.count(options, hidden_size) + 2 * length * (length + 1) * hidden_size
 
     @classmethod
     def step_flops(cls, options: Any, hidden_size: int, length: int) -> int:
         """A step after L tokens has L + 1 pairs."""
-        return 8 * hidden_size * hidden_size + 4 * (length + 1) * hidden_size
+        return 2 * cls.count(options, hidden_size) + 4 * (length + 1) * hidden_size

@@ -149,5 +149,5 @@ def _reason(error: Exception) -> str:
     if "trust_remote_code" in text:
         return "it needs code of its own, which runs only with trust_remote_code=true"
     if isinstance(error, ImportError) and "gguf" in text.lower():
-        return "reading GGUF needs a package: pip install gguf"
+        return "reading GGUF needs a package: pip install 'ttt-bench[gguf]'"
     return text.splitlines()[0] if text else type(error).__name__

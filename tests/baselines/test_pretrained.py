@@ -155,7 +155,7 @@ def test_gguf_is_loaded_from_the_file_alone(tmp_path: Path, monkeypatch: pytest.
         raise ImportError("Please install torch and gguf>=0.10.0 to load a GGUF checkpoint in PyTorch.")
 
     monkeypatch.setattr("baselines.pretrained.AutoTokenizer.from_pretrained", from_pretrained)
-    with pytest.raises(ValueError, match="pip install gguf"):
+    with pytest.raises(ValueError, match=r"pip install 'ttt-bench\[gguf\]'"):
         Pretrained.load(Config(path=str(tmp_path / "model.gguf")))
     assert asked == [(str(tmp_path), {"trust_remote_code": False, "gguf_file": "model.gguf"})]
 
