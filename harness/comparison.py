@@ -20,7 +20,9 @@ from harness.records import (
     Conditions,
     Decode,
     Diagnostics,
+    Dynamic,
     Gate,
+    LmEval,
     Loaded,
     Prefill,
     Record,
@@ -33,7 +35,7 @@ from harness.worker import Outcome, Worker, server_context
 
 STAGES = {
     "obtain": "train", "gate": "gate", "position": "score", "fixed_target": "contexts", "window": "windows",
-    "diagnostics": "diagnose",
+    "dynamic": "adapt", "lm_eval": "lm-eval", "diagnostics": "diagnose",
 }  # fmt: skip
 
 
@@ -111,7 +113,9 @@ class Comparison:
         conventions = self.config.measure.conventions
         if job.family is None:
             return [kind for kind in conventions if not self._good(kind, job.name)]
-        kinds = (Gate.kind, *conventions, Diagnostics.kind)
+        dynamic = [Dynamic.kind] if self.config.measure.dynamic.method != "none" else []
+        tasks = [LmEval.kind] if self.config.tasks else []
+        kinds = (Gate.kind, *conventions, *dynamic, *tasks, Diagnostics.kind)
         steps = [kind for kind in kinds if not self._good(kind, job.name)]
         obtained = self._good(Loaded.kind if job.family.checkpoint else Training.kind, job.name)
         return ["obtain", *steps] if steps or not obtained else []

@@ -32,8 +32,9 @@ S = TypeVar("S")
 class RunConfig:
     """One comparison: several models on the same data, trained and measured alike, with one seed of possibly many.
 
-    `name` begins the name of the run folder, `<output>/runs/<name>-<hash of the config>`, which seeds share; `folder`
-    puts it elsewhere.
+    `tasks` are tasks of lm-eval to run on every model (`continuation` is our own). `name` begins the name of the run
+    folder, `<output>/runs/<name>-<hash of the config>`, which seeds share; `folder` puts it elsewhere. `allow_unlike`
+    names keys in which the report may let models differ, marked.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -42,6 +43,8 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    tasks: list[str] = field(default_factory=list)
+    allow_unlike: list[str] = field(default_factory=list)
     seed: int = 0
     name: str = "comparison"
     output: str = "results"
@@ -55,7 +58,7 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """What makes this comparison this one: all but the seed, the place, and how many processes share the work."""
         plain = dataclasses.asdict(self)
-        for key in ("seed", "output", "folder"):
+        for key in ("seed", "output", "folder", "allow_unlike"):
             del plain[key]
         del plain["runtime"]["workers"]
         return plain

@@ -127,6 +127,40 @@ class Window(Values):
 
 
 @dataclass
+class Dynamic(Values):
+    """Dynamic evaluation: NLL while the model adapts to each document, beside that of the same reading frozen.
+
+    `nll_file` is written as that of `PositionCurve`, with a column `frozen_nll` more. Both readings saw each `segment`
+    of tokens with up to `context` tokens before it; the seconds are those of all documents.
+    """
+
+    kind: ClassVar[str] = "dynamic"
+    nll_file: str
+    documents: int
+    tokens: int
+    max_length: int
+    train_length: int | None
+    method: str
+    parameters: str
+    adapted_parameters: int
+    segment: int
+    context: int
+    learning_rate: float
+    frozen_seconds: float
+    adapted_seconds: float
+
+
+@dataclass
+class LmEval(Values):
+    """What lm-eval found: by task its metrics (with `_stderr`), scored samples, and shown examples."""
+
+    kind: ClassVar[str] = "lm_eval"
+    results: dict[str, dict[str, float]]
+    samples: dict[str, int]
+    fewshot: dict[str, int]
+
+
+@dataclass
 class Diagnostics(Values):
     """What a model reports of itself while it reads: named curves over position, empty where a family has none.
 

@@ -14,7 +14,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -52,7 +52,7 @@ def run(config: RunConfig) -> int:
             comparison.timing()
             failures = comparison.failures()
             finish(comparison, started)
-        page = report(folder, console)
+        page = report(folder, console, config.allow_unlike)
     for row in failures:
         console.print(f"[red]{row.model}: {row.kind} {row.status}[/red] {row.message}", highlight=False)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
@@ -148,10 +148,10 @@ def finish(comparison: Comparison, started: float) -> None:
     comparison.store.append(comparison.record("", "", Finish.kind, values, Conditions()))
 
 
-def report(folder: Path, console: Console) -> Path:
+def report(folder: Path, console: Console, allow_unlike: Sequence[str]) -> Path:
     """Draw the report and print its summary."""
     from harness.report import render, terminal_summary
 
-    page = render(folder)
-    console.print(terminal_summary(folder))
+    page = render(folder, allow_unlike)
+    console.print(terminal_summary(folder, allow_unlike))
     return page

@@ -30,12 +30,24 @@ from harness.gate import run_gate
 from harness.jobs import Job, Shape
 from harness.measure.clock import clock_for
 from harness.measure.diagnostics import diagnose
+from harness.measure.dynamic.evaluation import dynamic_evaluation
 from harness.measure.fixed_target import fixed_target
 from harness.measure.nll_file import Advance, Score
 from harness.measure.position import position_curve
 from harness.measure.scenarios import DecodeScenario, PrefillScenario, Scenario, TrainStepScenario
 from harness.measure.window import windowed
-from harness.records import Diagnostics, FixedTarget, Gate, Loaded, PositionCurve, Training, Values, Window
+from harness.records import (
+    Diagnostics,
+    Dynamic,
+    FixedTarget,
+    Gate,
+    LmEval,
+    Loaded,
+    PositionCurve,
+    Training,
+    Values,
+    Window,
+)
 from harness.train.checkpoint import finished_training, save_checkpoint
 from harness.train.loop import Trainer
 
@@ -222,9 +234,29 @@ class ModelSession(Session):
         self._needs_bytes("window")
         return super().window()
 
-    def _needs_bytes(self, convention: str) -> None:
+    def _needs_bytes(self, measurement: str) -> None:
         if self.baseline.tokenizer is not None:
-            raise Unsupported(f"{convention} counts its contexts in bytes, and the model has a tokenizer of its own")
+            raise Unsupported(f"{measurement} reads bytes, and the model has a tokenizer of its own")
+
+    def dynamic(self) -> Dynamic:
+        """The test documents read while the model goes on learning, in float32."""
+        self._needs_bytes("dynamic")
+        dynamic = self.config.measure.dynamic
+        return dynamic_evaluation(
+            self.baseline, self._documents()[: dynamic.documents], self.tokens.documents("train"), dynamic,
+            min(dynamic.max_length or self.config.max_length, self.config.max_length), self.train_length(),
+            self.job.folder / "dynamic.parquet", self.config.run_folder, self._advance(),
+        )  # fmt: skip
+
+    def lm_eval(self) -> LmEval:
+        """The tasks of lm-eval, with the tokenizer that lies beside the model."""
+        self._needs_bytes("lm_eval")
+        from harness.measure.lmeval.tasks import evaluate
+
+        return evaluate(
+            self.measured, byte_tokenizer(), self.config.tasks, self._documents(), self.job.folder / "tasks",
+            self.config.measure.task_limit,
+        )  # fmt: skip
 
     def diagnostics(self) -> Diagnostics:
         """What the model reports of itself on test documents."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from harness.measure.dynamic.config import DynamicConfig
+
 CONVENTIONS = ("position", "fixed_target", "window")
 """How perplexity is scored; each is a module of `harness.measure`."""
 
@@ -14,9 +16,10 @@ class MeasureConfig:
 
     `max_length`: tokens of each test document that are scored, and the longest context of `fixed_target` (None: eight
     times the training length); `documents`: at most so many test documents (None: all); `targets`: tokens of each
-    document scored under `fixed_target`; `window` and `stride` in tokens (None: the training length; the window).
-    Timings go on until each model has at least `repeats`
-    timed calls and `seconds` of timed work at each shape, the models taking turns.
+    document scored under `fixed_target`; `window` and `stride` in tokens (None: the training length; the window);
+    `task_limit`: samples of each task of lm-eval (None: all); `dynamic`: whether and how models go on learning while
+    they are tested. Timings go on until each model has at least `repeats` timed calls and `seconds` of timed work at
+    each shape, the models taking turns.
     """
 
     max_length: int | None = None
@@ -25,6 +28,8 @@ class MeasureConfig:
     targets: int = 64
     window: int | None = None
     stride: int | None = None
+    task_limit: int | None = None
+    dynamic: DynamicConfig = field(default_factory=DynamicConfig)
     ngrams: list[int] = field(default_factory=lambda: [3, 4])
     timing: bool = True
     prefill_lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])

@@ -17,9 +17,14 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m harness.report", description="Draw tables, figures and page from records."
     )
     parser.add_argument("folder", type=Path, nargs="+", help="a run folder; several are the seeds of one comparison")
-    folders = parser.parse_args(arguments).folder
+    parser.add_argument(
+        "--allow-unlike", type=lambda keys: keys.strip("[]").split(","), default=[], metavar="KEY,KEY",
+        help="draw models side by side that differ in these keys, marked; also written allow_unlike=[KEY,KEY]",
+    )  # fmt: skip
+    given = parser.parse_args([_as_flag(argument) for argument in arguments or sys.argv[1:]])
     try:
-        page, table = render(folders), terminal_summary(folders)
+        page = render(given.folder, given.allow_unlike)
+        table = terminal_summary(given.folder, given.allow_unlike)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -27,6 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(table)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _as_flag(argument: str) -> str:
+    """`allow_unlike=[key]`, as in a config, for `--allow-unlike=key`."""
+    return argument.replace("allow_unlike=", "--allow-unlike=", 1) if argument.startswith("allow_unlike=") else argument
 
 
 if __name__ == "__main__":

@@ -28,13 +28,22 @@ class Scores:
     nll: Floats  # [D, P]
     scored: Floats  # [D, P], 1 or, for what a first token of several bytes hides, 0
 
+    def sums(self, edges: Ints, train_length: int | None) -> tuple[Sums, Floats]:
+        """Bytes in the buckets between `edges` and, as last column, the whole document; the NLL alike."""
+        whole = np.array([1, self.nll.shape[1] + 1])
+        size, nll = (
+            np.hstack([statistics.bucket_sums(part, self.lengths, borders) for borders in (edges, whole)])
+            for part in (self.scored, self.nll)
+        )
+        return Sums(size, size, train_length=train_length), nll
 
-def read_scores(path: Path) -> Scores:
-    """Read an NLL file (see `PositionCurve`), its documents in the order of their names."""
+
+def read_scores(path: Path, column: str = "nll") -> Scores:
+    """Read an NLL file (see `PositionCurve`), its documents in the order of their names; `column` holds the NLL."""
     if not path.exists():
         raise ValueError(f"{path} is missing: the NLL files named in records.jsonl belong to the run folder")
     table = pq.read_table(path).sort_by("document")
-    columns = [[row.values.to_numpy() for row in table[name]] for name in ("nll", "target_bytes")]
+    columns = [[row.values.to_numpy() for row in table[name]] for name in (column, "target_bytes")]
     first = table["first_bytes"].to_pylist() if "first_bytes" in table.column_names else [1] * len(table)
     rows = [_over_bytes(*row) for row in zip(*columns, first, strict=True)]
     lengths = np.array([len(nll) for nll, _ in rows], dtype=np.int64)
@@ -95,17 +104,13 @@ class Curves(Paired):
         self.draw()
 
     def _add(self, name: str, seed: int, values: PositionCurve, scores: Scores) -> None:
-        size, nll = (self._with_total(part, scores.lengths) for part in (scores.scored, scores.nll))
-        self.add(name, seed, scores.documents, Sums(size, size, train_length=values.train_length), nll)
+        sums, nll = scores.sums(self.edges, values.train_length)
+        self.add(name, seed, scores.documents, sums, nll)
         inside = np.array([1, self.trained or 1])
         bytes_within, nll_within = (
             statistics.bucket_sums(part, scores.lengths, inside) for part in (scores.scored, scores.nll)
         )
         self.within.setdefault(name, Within(bytes_within, {})).nll[seed] = nll_within
-
-    def _with_total(self, part: Floats, lengths: Ints) -> Floats:
-        whole = np.array([1, part.shape[1] + 1])
-        return np.hstack([statistics.bucket_sums(part, lengths, edges) for edges in (self.edges, whole)])
 
     def nats_per_byte(self, name: str) -> Estimate:
         """Nats per byte over all scored bytes, [1]; divide by log 2 for bits."""

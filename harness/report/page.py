@@ -6,12 +6,14 @@ the records and their NLL files, so it can be deleted and drawn again to the sam
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jinja2
 from markupsafe import Markup
@@ -19,6 +21,8 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from harness.report.adapting import Adapting, dynamic
+from harness.report.benchmarks import benchmarks
 from harness.report.collect import Run, collect
 from harness.report.conditions import conditions, gate, job, provenance
 from harness.report.contexts import Contexts
@@ -26,28 +30,32 @@ from harness.report.curves import Curves
 from harness.report.details import all_buckets, all_diagnostics, all_timings, seeds
 from harness.report.figures import draw
 from harness.report.figures.axes import Drawn
+from harness.report.likeness import require_alike
 from harness.report.significance import context_gain, conventions, significance
 from harness.report.summary import differences, summary
 from harness.report.tables import Table, to_csv, to_latex, to_markdown
 
+Captioned = TypeVar("Captioned", Drawn, Table)
+
 _TERMINAL = ("model", "ppl_trained", "ppl_longest", "bits_per_byte", "prefill", "decode_p50")
 
 
-def render(folders: Path | Sequence[Path]) -> Path:
+def render(folders: Path | Sequence[Path], allow_unlike: Sequence[str] = ()) -> Path:
     """Draw the report of one run folder, or of several seeds' folders together; the path of its page.
 
     It lies in `report/` of the run folder, or of the folder that several have in common. ValueError in one line where
-    there are no records.
+    there are no records, or where models differ in what must be equal and `allow_unlike` does not name it.
     """
     several = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
-    run = collect(several)
-    curves, contexts = Curves(run), Contexts(run)
+    run, note = require_alike(collect(several), allow_unlike)
+    curves, contexts, adapting = Curves(run), Contexts(run), Adapting(run)
     out = Path(os.path.commonpath([folder.resolve() for folder in several])) / "report"
     if (out / "report.html").exists():
         shutil.rmtree(out)
     for part in ("figures", "tables"):
         (out / part).mkdir(parents=True, exist_ok=True)
-    figures, tables = draw(run, curves, contexts, out / "figures"), make_tables(run, curves, contexts)
+    figures = [_noted(figure, note) for figure in draw(run, curves, contexts, adapting, out / "figures")]
+    tables = [_noted(table, note) for table in make_tables(run, curves, contexts, adapting)]
     for table in tables:
         for ending, write in (("csv", to_csv), ("tex", to_latex), ("md", to_markdown)):
             (out / "tables" / f"{table.name}.{ending}").write_text(write(table), encoding="utf-8")
@@ -57,23 +65,23 @@ def render(folders: Path | Sequence[Path]) -> Path:
     return page
 
 
-def make_tables(run: Run, curves: Curves, contexts: Contexts) -> list[Table]:
+def make_tables(run: Run, curves: Curves, contexts: Contexts, adapting: Adapting) -> list[Table]:
     """Every table that the records allow, in the order of the page."""
     made = [
         summary(run, curves), context_gain(run, contexts), differences(run, curves), significance(run, curves),
-        conventions(run, curves), seeds(run, curves), gate(run), conditions(run), job(run), provenance(run),
-        all_buckets(curves), all_timings(run), all_diagnostics(run),
+        conventions(run, curves), dynamic(run, adapting), benchmarks(run), seeds(run, curves), gate(run),
+        conditions(run), job(run), provenance(run), all_buckets(curves), all_timings(run), all_diagnostics(run),
     ]  # fmt: skip
     return [table for table in made if table is not None]
 
 
-def terminal_summary(folders: Path | Sequence[Path]) -> RichTable:
+def terminal_summary(folders: Path | Sequence[Path], allow_unlike: Sequence[str] = ()) -> RichTable:
     """The summary's most wanted columns at a terminal's width, with what failed below."""
     several = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
-    run = collect(several)
+    run, note = require_alike(collect(several), allow_unlike)
     table = summary(run, Curves(run))
     shown = [i for i, column in enumerate(table.columns) if column.key in _TERMINAL]
-    failures = "\n".join(f"not measured: {failure.kind}: {failure}" for failure in run.failures())
+    failures = "\n".join([*(f"not measured: {failure.kind}: {failure}" for failure in run.failures()), note]).strip()
     terminal = RichTable(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=Text(failures) if failures else None, caption_justify="left"
     )
@@ -85,6 +93,11 @@ def terminal_summary(folders: Path | Sequence[Path]) -> RichTable:
         style = "dim" if number >= len(run.models) else ("red" if number in table.marked else None)
         terminal.add_row(*(row[i] for i in shown), style=style, end_section=number == len(run.models) - 1)
     return terminal
+
+
+def _noted(shown: Captioned, note: str) -> Captioned:
+    """A table or figure whose caption ends with the note."""
+    return dataclasses.replace(shown, caption=f"{shown.caption} {note}".strip())
 
 
 def _title(run: Run) -> str:

@@ -17,6 +17,7 @@ STYLE = Path(__file__).with_name("style.mplstyle")
 SINGLE, DOUBLE = 3.4, 7.0  # column widths of a journal, in inches
 FLOOR_DASHES = ("dashed", "dotted", "dashdot")
 GREY = "#666666"
+DAGGER = "†"  # ends the name of a model that is not like the others (see `likeness`)
 
 
 class Look(NamedTuple):
@@ -44,16 +45,16 @@ def readable(color: str) -> str:
 
 def rank(name: str) -> tuple[int, str]:
     """Sort key: names of the table in its order, then the others by alphabet."""
-    known = list(LOOKS)
-    return (known.index(name) if name in LOOKS else len(known), name)
+    known, plain = list(LOOKS), name.rstrip(DAGGER)
+    return (known.index(plain) if plain in LOOKS else len(known), name)
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
     """A look for each name: the table's, else a spare one by the name's checksum, the next free one if it is taken."""
-    chosen = {name: LOOKS[name] for name in names if name in LOOKS}
+    chosen = {name: LOOKS[name.rstrip(DAGGER)] for name in names if name.rstrip(DAGGER) in LOOKS}
     count = len(_SPARE_COLORS)
-    for name in sorted(set(names) - set(LOOKS)):
-        start = zlib.crc32(name.encode())
+    for name in sorted(set(names) - set(chosen)):
+        start = zlib.crc32(name.rstrip(DAGGER).encode())
         turns = [((start + turn) % count, turn // count) for turn in range(count**2)]
         spares = [Look(_SPARE_COLORS[i], _SPARE_MARKERS[(i + shift) % count]) for i, shift in turns]
         chosen[name] = next((look for look in spares if look not in chosen.values()), spares[0])

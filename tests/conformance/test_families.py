@@ -165,6 +165,20 @@ def test_runs_in_bfloat16(baseline: SequenceModel) -> None:
     assert baseline.kernel_path
 
 
+def test_trains_under_autocast(sized: FamilyConfig) -> None:
+    """As `runtime.dtype=bfloat16` trains: float32 weights, products in bfloat16; gradients stay near float32's."""
+    torch.manual_seed(3)
+    model = find(sized.family).build(sized, VOCAB).model.train()
+    ids = torch.randint(VOCAB, (2, 41))
+    gradients = []
+    for low in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            logits = model(ids[:, :-1], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
+    assert float((gradients[1] - gradients[0]).norm()) < 0.1 * float(gradients[0].norm())
+
+
 def test_overfits_64_tokens(sized: FamilyConfig) -> None:
     torch.manual_seed(1)
     model = find(sized.family).build(sized, VOCAB).model.train()
@@ -178,3 +192,28 @@ def test_overfits_64_tokens(sized: FamilyConfig) -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert loss.item() < 0.5
+
+
+MOTIF, ALPHABET = 3, 16
+ORDER_BLIND = 0.4
+"""Best guess without the order: one of the motif's tokens. With 3 of 16, two of them alike in 3 of 17 motifs: 0.395."""
+
+
+def test_learns_to_repeat(sized: FamilyConfig) -> None:
+    """The induction task: a random motif, over and over, is told from what came a motif before, and from nothing else.
+
+    At most 200 steps, as many as the slowest family needs to be above the guess that knows the tokens but no order.
+    """
+    torch.manual_seed(2)
+    model = find(sized.family).build(sized, VOCAB).model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    right: list[float] = []
+    while len(right) < 200 and not sum(right[-10:]) > 10 * ORDER_BLIND + 0.5:
+        ids = torch.randint(ALPHABET, (32, MOTIF)).repeat(1, 5)
+        logits = model(ids[:, :-1], use_cache=False).logits[:, MOTIF - 1 :]
+        torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, MOTIF:]).backward()
+        right.append(float((logits.argmax(-1) == ids[:, MOTIF:]).double().mean()))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sum(right[-10:]) / 10 > ORDER_BLIND

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from baselines.config import SizeConfig, fit_to_size
 from baselines.interface import SequenceModel
 from baselines.registry import find
 from harness.config import RunConfig
@@ -44,3 +45,14 @@ def gru(workplace: Path) -> SequenceModel:
     torch.manual_seed(0)
     family = find("mine.gru")
     return family.build(family.Config(family="mine.gru", hidden_size=16), 256)
+
+
+@pytest.fixture
+def ttt() -> SequenceModel:
+    """A small TTT-Linear with random weights."""
+    import torch
+
+    torch.manual_seed(0)
+    family = find("ttt")
+    size = SizeConfig(60_000, 0.05, hidden_size=32, num_layers=2, head_dim=16)
+    return family.build(fit_to_size("ttt", family.Config(family="ttt"), size, 256), 256)

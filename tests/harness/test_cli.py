@@ -50,8 +50,8 @@ def test_flags_may_stand_anywhere() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("modell=x", "modell: no such key; choose one of data, folder, measure, model, name"),
-        ("+foo=1", "foo: no such key; choose one of data"),
+        ("modell=x", "modell: no such key; choose one of allow_unlike, data, folder, measure, model, name"),
+        ("+foo=1", "foo: no such key; choose one of allow_unlike, data"),
         ("train.tokns=5", "train.tokns: no such key; choose one of batch_size, beta1"),
         ("train.tokens=abc", "train.tokens: Value 'abc'"),
         ("model=tttt", "model=tttt: no such option; choose one of attention_global, "),

@@ -57,6 +57,9 @@ def test_the_first_yaml_of_a_group_lists_every_key(group: str) -> None:
     keys = {field.name for field in dataclasses.fields(SCHEMAS[group])}
     for path in (CONF / group).glob("*.yaml"):
         raw: Any = OmegaConf.to_container(OmegaConf.load(path))
+        if "@package _global_" in path.read_text():
+            assert set(raw) <= {"defaults", group} | {field.name for field in dataclasses.fields(RunConfig)}
+            raw = raw.get(group, {}) | {"defaults": []}
         assert set(raw) - {"defaults"} <= keys
         if "defaults" not in raw:
             assert set(raw) == keys, f"{path} leaves out {keys - set(raw)}"
@@ -75,14 +78,24 @@ def test_every_option_composes(option: str, tmp_path: Path) -> None:
     composed([listed(option), *paths_for(option, tmp_path)])
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if o != "runtime=gpu"])
+def test_the_zoo_leaves_no_family_out() -> None:
+    models = {name for name, family in composed(["experiment=zoo"]).model.items() if find(family.family).trains}
+    assert models >= {
+        option.removeprefix("model=")
+        for option in OPTIONS
+        if option.startswith("model=") and find(composed([listed(option)]).model[option[6:]].family).trains
+    }
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o != "runtime=gpu" and not o.startswith("model=")])
 def test_every_option_runs_in_smoke_size(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`experiment=zoo` runs the models."""
     monkeypatch.chdir(tmp_path)
-    drawn = option.startswith(("model=", "experiment="))
+    drawn = option.startswith("experiment=")
     if not drawn:
-        monkeypatch.setattr("harness.run.report", lambda folder, console: folder)
+        monkeypatch.setattr("harness.run.report", lambda folder, console, allow_unlike: folder)
     models = [] if drawn else ["model=[transformer]"]
-    assert run(composed([*models, "debug=smoke", listed(option), *paths_for(option, tmp_path)])) == 0
+    assert run(composed([*models, "debug=smoke", option, *paths_for(option, tmp_path)])) == 0
     (folder,) = Path("results/runs").iterdir()
     assert (folder / "report" / "report.html").exists() == drawn
 

@@ -17,10 +17,11 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from harness.records import PositionCurve, Record, RecordStore, Training
+from harness.report.adapting import Adapting
 from harness.report.collect import Run, collect
 from harness.report.contexts import Contexts
 from harness.report.curves import Curves
-from harness.report.figures import decode, fixed_target, position, prefill, quality_cost, training
+from harness.report.figures import decode, dynamic, fixed_target, position, prefill, quality_cost, training
 from harness.report.figures.axes import linear_ticks, numbers, round_ticks, spread
 from harness.report.figures.training import running_mean
 from harness.report.style import LOOKS, STYLE, looks, rank
@@ -76,7 +77,7 @@ def texts(run: Run) -> list[tuple[Bbox, list[tuple[str, Bbox]]]]:
     with matplotlib.style.context(STYLE, after_reset=True):
         made = [
             position(run, curves), fixed_target(run, Contexts(run)), prefill(run), decode(run), training(run, curves),
-            quality_cost(run, curves),
+            quality_cost(run, curves), dynamic(run, Adapting(run)),
         ]  # fmt: skip
         assert None not in made
         return [(drawn.figure.bbox, _texts(drawn.figure)) for drawn in made if drawn]

@@ -20,10 +20,10 @@ from harness.records import Decode, Prefill, RecordStore
 from harness.report import terminal_summary
 from tests.report.sample import FLOORS, MODELS, nll_of
 
-FIGURES = ("perplexity", "fixed-target", "prefill", "decode", "training", "quality-cost")
+FIGURES = ("perplexity", "fixed-target", "prefill", "decode", "training", "quality-cost", "adapting")
 TABLES = (
-    "summary", "context-gain", "differences", "significance", "conventions", "seeds", "gate", "conditions", "job",
-    "provenance", "curves", "timings",
+    "summary", "context-gain", "differences", "significance", "conventions", "dynamic", "lm-eval", "seeds", "gate",
+    "conditions", "job", "provenance", "curves", "timings",
 )  # fmt: skip
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 

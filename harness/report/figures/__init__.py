@@ -10,9 +10,11 @@ from pathlib import Path
 
 import matplotlib.style
 
+from harness.report.adapting import Adapting
 from harness.report.collect import Run
 from harness.report.contexts import Contexts
 from harness.report.curves import Curves
+from harness.report.figures.adapting import dynamic
 from harness.report.figures.axes import Drawn
 from harness.report.figures.cost import decode, prefill
 from harness.report.figures.diagnostics import diagnostics
@@ -24,12 +26,12 @@ from harness.report.style import STYLE
 _METADATA = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
 
 
-def draw(run: Run, curves: Curves, contexts: Contexts, folder: Path) -> list[Drawn]:
+def draw(run: Run, curves: Curves, contexts: Contexts, adapting: Adapting, folder: Path) -> list[Drawn]:
     """Draw every figure that the records allow into `folder`, each as NAME.svg, NAME.png and NAME.pdf."""
     with matplotlib.style.context(STYLE, after_reset=True):
         made = [
             position(run, curves), fixed_target(run, contexts), prefill(run), decode(run), training(run, curves),
-            quality_cost(run, curves), diagnostics(run),
+            quality_cost(run, curves), dynamic(run, adapting), diagnostics(run),
         ]  # fmt: skip
         drawn = [figure for figure in made if figure is not None]
         for figure in drawn:

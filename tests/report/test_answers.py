@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.report.adapting import Adapting, dynamic
+from harness.report.benchmarks import benchmarks
 from harness.report.collect import Run, collect
 from harness.report.contexts import Contexts
 from harness.report.curves import Curves
@@ -71,3 +73,22 @@ def test_conventions_stand_side_by_side(run: Run) -> None:
         found = row(table, model=name)
         assert found["window_256_64"].value == pytest.approx(found["all"].value)  # type: ignore[attr-defined]
     assert [column.title for column in table.columns][-1] == "windows of 256, stride 64"  # type: ignore[union-attr]
+
+
+def test_dynamic_evaluation_is_a_paired_gain_with_its_cost(run: Run, folder: Path) -> None:
+    adapting = Adapting(run)
+    found = row(dynamic(run, adapting), model="mamba")
+    frames = [pd.read_parquet(folder / f"models/mamba-{seed}/dynamic.parquet") for seed in (0, 1)]
+    gains = [np.concatenate(f["nll"].tolist()).mean() - np.concatenate(f["frozen_nll"].tolist()).mean() for f in frames]
+    assert found["gain"].value == pytest.approx(np.mean(gains) / np.log(2), rel=1e-4)  # type: ignore[attr-defined]
+    assert found["gain"].high < 0  # type: ignore[attr-defined]
+    assert found["cost"] == pytest.approx(4.5)
+    assert found["rate"] == "0.03, 0.06"
+
+
+def test_benchmarks_are_the_mean_over_seeds_with_the_samples_error(run: Run) -> None:
+    found = row(benchmarks(run), task="continuation", metric="acc")
+    assert found["samples"] == 200
+    mamba = found["mamba"]
+    assert mamba.value == pytest.approx(0.56)  # type: ignore[attr-defined]
+    assert mamba.high - mamba.value == pytest.approx(1.96 * 0.03, rel=1e-3)  # type: ignore[attr-defined]

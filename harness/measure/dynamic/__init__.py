@@ -1,0 +1,1 @@
+"""Dynamic evaluation: any model goes on learning while it is tested, always predicting before it learns."""
