@@ -89,6 +89,8 @@ class PositionCurve(Values):
     max_length: int
     train_length: int | None
     convention: str = "position"
+    bytes: int = 0
+    """Bytes of the documents that were read, 0 in rows of byte-level models from before there were others."""
 
 
 @dataclass

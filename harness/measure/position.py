@@ -15,6 +15,9 @@ from harness.data.tokens import TokenDocument
 from harness.measure.nll_file import Advance, Encode, Score, finite, write_nll
 from harness.records import PositionCurve
 
+LONGEST_CHARACTER = 4
+"""Bytes in UTF-8: fewer may be left at the end of a text that was cut at a byte, and it was read all the same."""
+
 
 def position_curve(
     score: Score,
@@ -30,7 +33,7 @@ def position_curve(
 
     A score that is not finite is an ArithmeticError.
     """
-    names, nlls, sizes, done = [], [], [], 0
+    names, nlls, sizes, done, read = [], [], [], 0, 0
     total = sum(min(len(document.ids), max_length) for document in documents)
     for document in documents:
         text = document.ids[:max_length].tobytes()
@@ -39,6 +42,8 @@ def position_curve(
         sizes.append(encoded.sizes)
         names.append(document.name)
         done += len(text)
+        whole = len(text) - int(encoded.sizes.sum()) < LONGEST_CHARACTER
+        read += len(text) if whole else int(encoded.sizes.sum())
         advance(done, total)
     first = [int(size[0]) for size in sizes]
     write_nll(path, names, nlls, [size[1:] for size in sizes], first_bytes=first)
@@ -48,4 +53,5 @@ def position_curve(
         tokens=sum(len(nll) for nll in nlls),
         max_length=max_length,
         train_length=train_length,
+        bytes=read,
     )

@@ -126,7 +126,7 @@ def test_a_tokenizer_reads_the_same_bytes_and_its_tokens_keep_their_sizes(tmp_pa
     documents = [document("a", b"abcdefgh"), document("b", b"xyz")]
     path = tmp_path / "nll.parquet"
     curve = position_curve(score, in_twos, documents, 7, None, path, tmp_path, lambda *t: told.append(t))
-    assert (curve.documents, curve.tokens) == (2, 4)
+    assert (curve.documents, curve.tokens, curve.bytes) == (2, 4, 10)
     table = pq.read_table(path).to_pydict()
     assert table["nll"] == [[b / 2 for b in b"ceg"], [ord("z") / 2]]
     assert table["target_bytes"] == [[2, 2, 1], [1]]
