@@ -32,6 +32,7 @@ class Config(BlockConfig):
 
     def parameters(self, vocab_size: int) -> int:
         """Counted on two models without memory, for parameters are linear in the width of the feed-forward layer."""
+        require()
         assert self.intermediate_size is not None
         shape = json.dumps(dataclasses.asdict(dataclasses.replace(self, intermediate_size=None)), sort_keys=True)
         fixed, slope = _line(shape, vocab_size)

@@ -16,7 +16,11 @@ from tests.baselines.checks import VOCAB, tokens
 
 def test_without_cuda_or_the_package_it_is_unsupported_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for call in (lambda: fit_to_size("fla", Config(), SizeConfig(), VOCAB), lambda: Fla.load(Config(checkpoint="x"))):
+    for call in (
+        lambda: fit_to_size("fla", Config(), SizeConfig(), VOCAB),
+        lambda: Config().parameters(VOCAB),
+        lambda: Fla.load(Config(checkpoint="x")),
+    ):
         with pytest.raises(Unsupported, match="runs on CUDA alone"):
             call()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
