@@ -174,6 +174,25 @@ class Diagnostics(Values):
 
 
 @dataclass
+class Recall(Values):
+    """A small model on a made task of recall: `accuracy` of its answers at each of `sizes`, over `test_rows` sequences.
+
+    `state_bytes` is what it carries after the longest sequence, `chance` the accuracy of a guess.
+    """
+
+    kind: ClassVar[str] = "recall"
+    task: str
+    sizes: list[int]
+    accuracy: list[float]
+    chance: float
+    test_rows: int
+    steps: int
+    parameters: int
+    state_bytes: int
+    cpu_seconds: float
+
+
+@dataclass
 class TrainStep(Values):
     """Wall seconds of each timed training step (forward, backward, optimiser) of batch × length tokens."""
 
