@@ -95,8 +95,10 @@ class TTT(SequenceModel):
 
     @property
     def kernel_path(self) -> str:
-        """The path of `ttt_impl.ops` that ran last; before any forward `scan`, which whole sequences take."""
-        return self.model.model.layers[0].seq_modeling_block.kernel_path or "scan"
+        """The path of `ttt_impl.ops` that ran last, and on a GPU why not the kernels; before any forward `scan`."""
+        layer = self.model.model.layers[0].seq_modeling_block
+        path, why_not = layer.kernel_path or "scan", layer.why_not_fused
+        return f"{path} (not fused-cuda: {why_not})" if why_not else path
 
     def diagnostics(self, input_ids: Tensor) -> dict[str, Tensor]:
         """Inner losses (paper, Fig. 4), how far the fast weights are from W0, relative to it, and the learned rate."""

@@ -63,7 +63,8 @@ def inner_diagnostics(model: nn.Module, input_ids: Tensor) -> InnerDiagnostics:
 def _of_layer(layer: TTTLayer, u: Tensor, reading: Reading) -> InnerDiagnostics:
     """Diagnostics of one layer, without the leading dimension."""
     inputs, w0, bias = layer.views(u, reading), layer.initial_weights(), layer.learner.bias
-    work = inputs.q.dtype
+    work = inputs.lr.dtype
+    inputs = inputs.each(lambda x: x.to(work))
     start = unfold(fold(tuple(w.to(work) for w in w0), len(u), bias), len(u), bias)
     run = ttt_linear if layer.config.ttt_layer_type == "linear" else ttt_mlp
     # Asked about the key instead of the query, the learner answers with f(k_t; W_t).

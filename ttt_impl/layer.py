@@ -39,6 +39,8 @@ class TTTLayer(nn.Module):
         """Factor on the inner learning rate; a training recipe may warm it up (paper, App. C)."""
         self.kernel_path = ""
         """Which path of `ops.py` the last forward pass took."""
+        self.why_not_fused = ""
+        """Why it did not take the kernels on a CUDA device; empty where it did, or where there is no such device."""
         width, heads, f = config.hidden_size, config.num_attention_heads, config.head_dim
         self.heads, self.base_lr, self.weight_shapes = heads, config.ttt_base_lr, weight_shapes(config)
         self.q_proj = nn.Linear(width, width, bias=False)
@@ -69,7 +71,7 @@ class TTTLayer(nn.Module):
     def forward(self, u: Tensor, reading: Reading, state: LayerState | None = None) -> Tensor:
         """u [B, L, C]; `state` is read and moved on."""
         result = self.inner_loop(self.views(u, reading, state), reading, state)
-        self.kernel_path = result.path
+        self.kernel_path, self.why_not_fused = result.path, result.why_not
         y = self.post_norm(result.output.transpose(1, 2).flatten(2).to(u.dtype))
         if self.config.use_gate:
             y = F.gelu(self.g_proj(u), approximate="tanh") * y
@@ -89,7 +91,11 @@ class TTTLayer(nn.Module):
         return result
 
     def views(self, u: Tensor, reading: Reading, state: LayerState | None = None) -> Inputs:
-        """What the inner loop reads: rotated q and k, v [B, H, L, f], the learning rates and the inner LN."""
+        """What the inner loop reads: rotated q and k, v [B, H, L, f], the learning rates and the inner LN.
+
+        All in float32 at least, but q, k and v, once rotated, in the precision that the model's products have: bf16
+        for a bf16 model and under autocast, which is what the kernels read.
+        """
         q, k = self._queries_and_keys(u, reading, state)
         v = self.v_proj(u) if self.task.learned_label else u
         rate = self._gate(u)
@@ -104,7 +110,7 @@ class TTTLayer(nn.Module):
         q, k, v = (x.to(work).unflatten(-1, (self.heads, -1)) for x in (q, k, v))
         q, k = (rotate(x, reading.rotation) for x in (q, k))
         gamma, beta = self._inner_norm(work)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        q, k, v = (x.to(_product_dtype(u)).transpose(1, 2) for x in (q, k, v))
         return Inputs(q, k, v, rate.to(work), self._token_rate(work), gamma, beta)
 
     def initial_weights(self) -> Weights:
@@ -150,6 +156,12 @@ class TTTLayer(nn.Module):
         like = self.post_norm.weight
         shape = self.heads, len(like) // self.heads
         return like.new_ones(shape, dtype=dtype), like.new_zeros(shape, dtype=dtype)
+
+
+def _product_dtype(u: Tensor) -> torch.dtype:
+    """What a linear layer makes of u."""
+    device = u.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else u.dtype
 
 
 def weight_shapes(config: TTTConfig) -> dict[str, tuple[int, ...]]:

@@ -33,8 +33,10 @@ class Layout:
     """Mini-batch -> rows [B] that start a document there."""
     age: Tensor | None = None
     """Tokens before this one in its document [B, L]; None: no packed documents."""
+    taken: Tensor | None = None
+    """Slots of the open mini-batch taken before the chunk [B]; None: none in any row."""
     fill: tuple[int, ...] = ()
-    """Slots of the open mini-batch taken before the chunk, per row; empty: none in any row."""
+    """The same in Python; empty: none in any row, or, where tokens are counted on the device, not known."""
     padding: Tensor | None = None
     """Where the chunk holds padding [B, L]; None: nowhere."""
 
@@ -82,16 +84,28 @@ def continued(length: int, size: int, positions: Sequence[int], padding: Tensor 
     fill = tuple(p % size for p in positions)
     if padding is None and not any(fill):
         return plain(length, size, device)
-    taken = torch.tensor(fill, device=device)[:, None]
+    taken = torch.tensor(fill, device=device)
     real = torch.ones(len(fill), length, dtype=torch.bool, device=device) if padding is None else ~padding
-    rank = real.cumsum(1) - 1 + taken
-    totals = real.sum(1, keepdim=True) + taken
-    count = max(1, -(-int(totals.max()) // size))
+    rank = real.cumsum(1) - 1 + taken[:, None]
+    totals = real.sum(1, keepdim=True) + taken[:, None]
+    most = max(fill) + length if padding is None else int(totals.max())
+    count = max(1, -(-most // size))
     slots = torch.where(real, rank, count * size)
     borders = torch.arange(1, count + 1, device=device) * size
     return Layout(
-        size, count, length, slots, _sources(slots, count * size), close=borders <= totals, fill=fill, padding=padding
+        size, count, length, slots, _sources(slots, count * size), close=borders <= totals,
+        taken=taken if any(fill) else None, fill=fill, padding=padding,
     )  # fmt: skip
+
+
+def counted(size: int, read: Tensor) -> Layout:
+    """One token a row after the `read` [B] tokens that the device has counted; nothing here asks the device.
+
+    So the same operations are right at every place, and a CUDA graph may hold them.
+    """
+    taken = read % size
+    slots = taken[:, None]
+    return Layout(size, 1, 1, slots, _sources(slots, size), close=slots + 1 == size, taken=taken)
 
 
 def packed(starts: Tensor, size: int) -> Layout:

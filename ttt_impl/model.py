@@ -19,7 +19,7 @@ from ttt_impl.cache import TTTCache
 from ttt_impl.configuration import TTTConfig
 from ttt_impl.documents import document_starts, left_padding
 from ttt_impl.pretrained import TTTPreTrainedModel
-from ttt_impl.reading import read
+from ttt_impl.reading import Reading, read, read_counted
 
 IGNORED = -100
 
@@ -53,23 +53,36 @@ class TTTModel(TTTPreTrainedModel):
             raise ValueError("input_ids and inputs_embeds: exactly one of the two must be given")
         h = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache(past_key_values if past_key_values is not None else cache_params, use_cache, len(h))
-        positions = [0] * len(h) if cache is None else cache.positions
-        padding = left_padding(attention_mask, h.shape[1], positions)
         starts = document_starts(cu_seqlens, position_ids, h, cache is not None or attention_mask is not None)
-        reading = read(self.config, h, positions, padding, starts)
+        reading = self._reading(h, cache, attention_mask, starts)
         states: list[Tensor] | None = [] if output_hidden_states or self.config.output_hidden_states else None
         for layer, block in enumerate(self.layers):
             if states is not None:
                 states.append(h)
             h = block(h, reading, None if cache is None else cache.layers[layer])
         if cache is not None:
-            cache.advance(h.shape[1], padding)
+            cache.advance(h.shape[1], reading.layout.padding)
         h = self.norm(h)
         return BaseModelOutputWithPast(
             last_hidden_state=h,
             past_key_values=cache,  # type: ignore[arg-type]
             hidden_states=None if states is None else (*states, h),
         )
+
+    def _reading(
+        self, h: Tensor, cache: TTTCache | None, attention_mask: Tensor | None, starts: Tensor | None
+    ) -> Reading:
+        """Where the tokens h [B, L, C] sit."""
+        if cache is not None and cache.counter is not None:
+            if h.shape[1] != 1 or attention_mask is not None:
+                raise ValueError(
+                    f"{h.shape[1]} tokens{'' if attention_mask is None else ' and attention_mask'} for a cache of "
+                    "fixed addresses; valid choices: one token a row without a mask, or cache.copy(), which has none"
+                )
+            return read_counted(self.config, h, cache.counter)
+        positions = [0] * len(h) if cache is None else cache.positions
+        padding = left_padding(attention_mask, h.shape[1], positions)
+        return read(self.config, h, positions, padding, starts)
 
     def _cache(self, given: TTTCache | None, use_cache: bool | None, batch: int) -> TTTCache | None:
         """The cache to read and move on, if any."""

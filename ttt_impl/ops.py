@@ -5,8 +5,8 @@
     'step'      a few tokens inside the open mini-batch of a cache (`step.py`); not differentiable
     'fused-cuda'  TTT-Linear's kernels (`kernels/`), bfloat16 on a CUDA device; differentiable once
 
-'auto' takes 'step' where it applies and 'scan' otherwise. It leaves 'fused-cuda' alone: the kernels are proved in
-emulation and have yet to run on a GPU. Inputs in half precision are computed, and their fast
+'auto' takes 'fused-cuda' where the call fits the kernels and they have passed a self-check on the device at hand,
+otherwise 'step' where it applies and 'scan' where it does not. Inputs in half precision are computed, and their fast
 weights kept, in float32.
 """
 
@@ -47,6 +47,8 @@ class TTTResult(NamedTuple):
     """The path taken."""
     closed: tuple[FastWeights, ...] = ()
     """The last mini-batches that filled up, each as it was when full but not yet folded; see `record`."""
+    why_not: str = ""
+    """Why not the kernels, where tokens on a CUDA device went past them unasked."""
 
 
 def ttt_linear(
@@ -77,8 +79,18 @@ def _run(
 ) -> TTTResult:  # fmt: skip
     check_choice("path", path, PATHS)
     layout = layout or plain(inputs.q.shape[2], len(inputs.tok), inputs.q.device)
-    if path == "fused-cuda":
-        return _fused_cuda(kind, inputs, weights, learner, layout, state, keep_state, record)
+    why_not = ""
+    if path == "fused-cuda" or (path == "auto" and on_gpu(inputs)):
+        from ttt_impl.kernels import choice, fused_cuda
+
+        differentiated = is_differentiated(inputs, weights)
+        refusal = choice.why_not(kind, inputs, learner, layout, state, keep_state, record, differentiated)
+        if refusal is None:
+            output, end = fused_cuda.run(kind, inputs, weights, layout, state, keep_state, differentiated)
+            return TTTResult(output, end, fused_cuda.PATH)
+        if path == "fused-cuda":
+            raise ValueError(f"path='fused-cuda' cannot be taken: {refusal}; or path='auto', 'scan', 'autograd'")
+        why_not = refusal
     dtype = inputs.q.dtype
     work = torch.promote_types(dtype, torch.float32)
     with torch.autocast(inputs.q.device.type, enabled=False):
@@ -87,28 +99,17 @@ def _run(
         if path == "step" and state is not None:
             step = step_linear if kind == "linear" else step_mlp
             output, after = step(inputs, learner, layout, state)
-            return TTTResult(output.to(dtype), after, path, (state,) if record and after is not state else ())
+            full = (state,) if record and after is not state else ()
+            return TTTResult(output.to(dtype), after, path, full, why_not)
         fresh = fold(weights, len(inputs.q), learner.bias)
         walk = Walk(SCANS[kind, path], learner, layout, fresh, group, KEPT[path], record)
         output, end, closed = walk.run(inputs, state, keep_state)
-    return TTTResult(output.to(dtype), end, path, closed)
+    return TTTResult(output.to(dtype), end, path, closed, why_not)
 
 
-def _fused_cuda(
-    kind: str, inputs: Inputs, weights: Weights, learner: Learner, layout: Layout,
-    state: FastWeights | None, keep_state: bool, record: int,
-) -> TTTResult:  # fmt: skip
-    """The kernels' answer; refused where they do not fit, since they were asked for by name."""
-    from ttt_impl.kernels import fused_cuda
-
-    differentiated = is_differentiated(inputs, weights)
-    if not fused_cuda.supports(kind, inputs, learner, layout, state, keep_state, record, differentiated):
-        raise ValueError(
-            "path='fused-cuda' needs the published TTT-Linear with mini-batches of 16, head width 64, 96 or 128, "
-            "bfloat16 on a CUDA device, and a compiler; valid choices here: 'auto', 'scan', 'autograd'"
-        )
-    output, after = fused_cuda.run(inputs, weights, layout, state, keep_state, differentiated)
-    return TTTResult(output, after, fused_cuda.PATH)
+def on_gpu(inputs: Inputs) -> bool:
+    """Whether the tokens are where the kernels run; elsewhere nothing of them is imported."""
+    return inputs.q.device.type == "cuda"
 
 
 def _pick(path: str, layout: Layout, state: FastWeights | None, differentiated: bool) -> str:

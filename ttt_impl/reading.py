@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ttt_impl.configuration import TTTConfig
-from ttt_impl.layout import Layout, continued, packed
+from ttt_impl.layout import Layout, continued, counted, packed
 from ttt_impl.rope import rotations
 
 
@@ -34,6 +34,14 @@ def read(config: TTTConfig, x: Tensor, positions: list[int], padding: Tensor | N
     first = None
     if config.inner_task == "next_token":
         first = starts if starts is not None else _first(length, positions, padding, x.device)
+    return Reading(layout, table[layout.places(x.device)], first)
+
+
+def read_counted(config: TTTConfig, x: Tensor, before: Tensor) -> Reading:
+    """Reading of one token a row, x [B, 1, C], after the `before` [B] tokens that the device has counted."""
+    layout, work = counted(config.mini_batch_size, before), torch.promote_types(x.dtype, torch.float32)
+    table = rotations(layout.size, config.head_dim, config.rope_theta, x.device, work)
+    first = (before == 0)[:, None] if config.inner_task == "next_token" else None
     return Reading(layout, table[layout.places(x.device)], first)
 
 

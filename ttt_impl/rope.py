@@ -12,10 +12,10 @@ from torch import Tensor
 
 def rotations(size: int, width: int, theta: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """exp(i * place * theta^(-2 i / f)) for the K places of a mini-batch, complex [K, f / 2]."""
-    frequency = theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angle = torch.arange(size, dtype=torch.float64)[:, None] * frequency
+    frequency = theta ** -(torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
+    angle = torch.arange(size, dtype=torch.float64, device=device)[:, None] * frequency
     complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
-    return torch.polar(torch.ones_like(angle), angle).to(complex_dtype).to(device)
+    return torch.polar(torch.ones_like(angle), angle).to(complex_dtype)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

@@ -80,7 +80,9 @@ def _widen(x: Tensor, bias: bool) -> Tensor:
 
 
 def _closing(layout: Layout, heads: int, device: torch.device) -> Tensor | None:
-    """Heads [1 or N, 1, 1] whose mini-batch the chunk fills; None if there are none."""
+    """Heads [1 or N, 1, 1] whose mini-batch the chunk fills; None if it is known that there are none."""
+    if layout.taken is not None and not layout.fill:
+        return (layout.taken + layout.length == layout.size).repeat_interleave(heads)[:, None, None]
     fill = layout.fill or (0,)
     full = [f + layout.length == layout.size for f in fill]
     if not any(full):

@@ -10,11 +10,17 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.data import audio, sources
 from harness.data.config import DataConfig
-from harness.data.sources import SOURCES
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
+
+READERS = {
+    "sotu": sources.sotu, "stdlib": sources.stdlib, "folder": sources.folder, "jsonl": sources.jsonl,
+    "audio": audio.recordings, "speech": audio.speech,
+}  # fmt: skip
+"""What reads each `data.source`."""
 
 SMALLEST = 2
 """Bytes of the shortest document that has anything to predict: one byte given the byte before it."""
@@ -34,7 +40,7 @@ def load_documents(config: DataConfig) -> list[Document]:
     ValueError, in one line, if there is nothing to read, something cannot be read, or all of it is too short.
     """
     try:
-        found = [Document(name, text) for name, text in SOURCES[config.source](config)]
+        found = [Document(name, text) for name, text in READERS[config.source](config)]
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(

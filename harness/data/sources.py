@@ -1,4 +1,4 @@
-"""Where text comes from: each source is one function from the config to (name, text) pairs, found in `SOURCES`.
+"""Where text comes from: each source is one function from the config to (name, text) pairs.
 
 Text is bytes throughout: the models read bytes, and no decoding can then change or refuse a file. Names are
 unique in a corpus and hold no path of this machine, so the same corpus has the same names everywhere.
@@ -12,7 +12,7 @@ import json
 import os
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -102,11 +102,3 @@ def _text_of(line: bytes, field: str, name: str) -> bytes:
 
 def _text_fields(row: dict[str, object]) -> str:
     return ", ".join(sorted(key for key, value in row.items() if isinstance(value, str))) or "none"
-
-
-SOURCES: dict[str, Callable[[DataConfig], Texts]] = {
-    "sotu": sotu,
-    "stdlib": stdlib,
-    "folder": folder,
-    "jsonl": jsonl,
-}

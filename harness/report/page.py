@@ -26,6 +26,7 @@ from harness.report.benchmarks import benchmarks
 from harness.report.collect import Run, collect
 from harness.report.conditions import conditions, gate, job, provenance
 from harness.report.contexts import Contexts
+from harness.report.cost import quality_against_cost
 from harness.report.curves import Curves
 from harness.report.details import all_buckets, all_diagnostics, all_timings, seeds
 from harness.report.figures import draw
@@ -68,9 +69,10 @@ def render(folders: Path | Sequence[Path], allow_unlike: Sequence[str] = ()) -> 
 def make_tables(run: Run, curves: Curves, contexts: Contexts, adapting: Adapting) -> list[Table]:
     """Every table that the records allow, in the order of the page."""
     made = [
-        summary(run, curves), context_gain(run, contexts), differences(run, curves), significance(run, curves),
-        conventions(run, curves), dynamic(run, adapting), benchmarks(run), seeds(run, curves), gate(run),
-        conditions(run), job(run), provenance(run), all_buckets(curves), all_timings(run), all_diagnostics(run),
+        summary(run, curves), quality_against_cost(run, curves), context_gain(run, contexts), differences(run, curves),
+        significance(run, curves), conventions(run, curves), dynamic(run, adapting), benchmarks(run),
+        seeds(run, curves), gate(run), conditions(run), job(run), provenance(run), all_buckets(curves),
+        all_timings(run), all_diagnostics(run),
     ]  # fmt: skip
     return [table for table in made if table is not None]
 

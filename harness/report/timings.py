@@ -51,7 +51,7 @@ def timings(run: Run, kind: type[TrainStep] | type[Prefill] | type[Decode], mode
     groups: dict[tuple[int, int], list[TrainStep | Prefill | Decode]] = {}
     for values in run.values(kind, model):
         if values.seconds:
-            groups.setdefault((_at(values), -values.batch), []).append(values)
+            groups.setdefault((at_of(values), -values.batch), []).append(values)
     return {at: _pool(groups[at, batch]) for at, batch in sorted(groups)}
 
 
@@ -61,14 +61,15 @@ def longest_common(found: Mapping[str, dict[int, Timing]]) -> int | None:
     return max(set.intersection(*lengths), default=None) if lengths else None
 
 
-def _at(values: TrainStep | Prefill | Decode) -> int:
+def at_of(values: TrainStep | Prefill | Decode) -> int:
+    """The length or context of a timed row."""
     return values.context if isinstance(values, Decode) else values.length
 
 
 def _pool(rows: list[TrainStep | Prefill | Decode]) -> Timing:
     first = rows[0]
     return Timing(
-        at=_at(first),
+        at=at_of(first),
         batch=first.batch,
         tokens=first.batch if isinstance(first, Decode) else first.batch * first.length,
         seconds=np.concatenate([np.asarray(row.seconds, dtype=np.float64) for row in rows]),

@@ -18,10 +18,10 @@ YAML_FILES = sorted((Path(conf.__path__[0]) / "data").glob("*.yaml"))
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        ({"source": "books"}, ["data.source", "'books'", "sotu, stdlib, folder, jsonl"]),
+        ({"source": "books"}, ["data.source", "'books'", "sotu, stdlib, folder, jsonl, audio, speech"]),
         ({"source": "folder"}, ["data.path", "data.source=folder"]),
         ({"source": "jsonl"}, ["data.path", ".jsonl"]),
-        ({"source": "sotu", "path": "x"}, ["data.path", "'x'", "folder or jsonl"]),
+        ({"source": "sotu", "path": "x"}, ["data.path", "'x'", "folder or jsonl or audio"]),
         ({"source": "stdlib", "path": "x"}, ["data.path", "'x'", "folder or jsonl"]),
         ({"source": "jsonl", "path": "x.json"}, ["data.path", "'x.json'", ".jsonl.gz"]),
         ({"source": "folder", "path": "x", "pattern": ""}, ["data.pattern", "''"]),
@@ -29,6 +29,9 @@ YAML_FILES = sorted((Path(conf.__path__[0]) / "data").glob("*.yaml"))
         ({"source": "jsonl", "path": "x.jsonl", "field": ""}, ["data.field"]),
         ({"source": "sotu", "test_fraction": 0.0}, ["data.test_fraction", "0.0", "between 0 and 1"]),
         ({"source": "sotu", "test_fraction": 1.0}, ["data.test_fraction", "1.0", "between 0 and 1"]),
+        ({"source": "audio"}, ["data.path", "the folder of the documents"]),
+        ({"source": "audio", "path": "x", "encoding": "mp3"}, ["data.encoding", "mulaw, pcm16"]),
+        ({"source": "audio", "path": "x", "decimate": 0}, ["data.decimate", "at least 1"]),
         ({"source": "sotu", "min_bytes": -1}, ["data.min_bytes", "-1"]),
     ],
 )
@@ -50,5 +53,6 @@ def test_yaml_states_every_key_and_its_default(path: Path) -> None:
     values = yaml.safe_load(path.read_text())
     assert path.read_text().startswith("# ")
     assert values["source"] == path.stem
-    given = {"path": "x.jsonl"} if path.stem in ("folder", "jsonl") else {}
+    given: dict[str, Any] = {"path": "x.jsonl"} if path.stem in ("folder", "jsonl", "audio") else {}
+    given |= {"decimate": 2} if path.stem == "speech" else {}
     assert values | given == dataclasses.asdict(DataConfig(source=path.stem, **given))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -45,6 +47,13 @@ def paths_for(option: str, folder: Path) -> list[str]:
     if option == "data=jsonl":
         (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": f"{i} {text}"}) for i in range(20)))
         return [f"data.path={folder / 'a.jsonl'}", "data.test_fraction=0.3"]
+    if option == "data=audio":
+        soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
+        for i in range(20):
+            soundfile.write(folder / f"{i}.wav", np.random.default_rng(i).uniform(-1, 1, 600), 8000)
+        return [f"data.path={folder}", "data.test_fraction=0.3"]
+    if option in ("data=speech", "experiment=audio") and shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng is not installed")
     return []
 
 

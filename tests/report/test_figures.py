@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from harness.records import PositionCurve, Record, RecordStore, Training
+from harness.records import Decode, PositionCurve, Record, RecordStore, Training
 from harness.report.adapting import Adapting
 from harness.report.collect import Run, collect
 from harness.report.contexts import Contexts
@@ -25,6 +25,8 @@ from harness.report.figures import decode, dynamic, fixed_target, position, pref
 from harness.report.figures.axes import linear_ticks, numbers, round_ticks, spread
 from harness.report.figures.training import running_mean
 from harness.report.style import LOOKS, STYLE, looks, rank
+from harness.report.summary import headlines
+from harness.report.timings import timings
 from tests.report.sample import MODELS, build
 
 Edit = Callable[[Record], Record | None]
@@ -173,3 +175,21 @@ def test_looks_are_distinct_and_do_not_depend_on_the_order() -> None:
     assert found == looks(names[::-1])
     assert found["mamba"] == LOOKS["mamba"]
     assert sorted(["zeta", "ttt_mlp", "alpha", "transformer"], key=rank) == ["transformer", "ttt_mlp", "alpha", "zeta"]
+
+
+def test_the_frontier_leaves_out_what_another_beats_in_both(tmp_path: Path) -> None:
+    run = collect([build(tmp_path, seeds=(0,), documents=8)])
+    curves = Curves(run)
+    drawn = quality_cost(run, curves)
+    assert drawn is not None
+    (frontier,) = [line for line in drawn.figure.axes[0].lines if line.get_drawstyle() == "steps-post"]
+    cost, quality = (np.asarray(part, float) for part in frontier.get_data())
+    assert len(cost) >= 1
+    assert (np.diff(cost) > 0).all()
+    assert (np.diff(quality) < 0).all()
+    head = next(head for head in headlines(curves) if head.key == "trained")
+    ends = {name: np.exp(curves.log_perplexity(name).value[head.bucket[name]]) for name in run.models}
+    times = {name: timings(run, Decode, name)[2048].milliseconds(50) for name in run.models}
+    for name in run.models:
+        beaten = any(times[o] < times[name] and ends[o] <= ends[name] for o in run.models)
+        assert beaten != bool(np.isclose(cost, times[name]).any())

@@ -22,8 +22,8 @@ from tests.report.sample import FLOORS, MODELS, nll_of
 
 FIGURES = ("perplexity", "fixed-target", "prefill", "decode", "training", "quality-cost", "adapting")
 TABLES = (
-    "summary", "context-gain", "differences", "significance", "conventions", "dynamic", "lm-eval", "seeds", "gate",
-    "conditions", "job", "provenance", "curves", "timings",
+    "summary", "cost", "context-gain", "differences", "significance", "conventions", "dynamic", "lm-eval", "seeds",
+    "gate", "conditions", "job", "provenance", "curves", "timings",
 )  # fmt: skip
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -95,6 +95,15 @@ def test_timings_equal_hand_computation(run_folder: Path) -> None:
     assert float(summary["prefill"]) == pytest.approx(2048 / np.median(np.concatenate(prefill)), rel=1e-9)
     assert (int(summary["state_bytes"]), int(summary["peak_bytes"])) == (122_880, 300_000_000 + 4000 * 2048 * 3)
     assert int(summary["parameters"]) == 802_560
+
+
+def test_cost_is_time_and_flops_a_token(run_folder: Path) -> None:
+    row, summary = _csv(run_folder, "cost")["ttt_linear"], _csv(run_folder, "summary")["ttt_linear"]
+    assert float(row["prefill_ms"]) == pytest.approx(1e3 / float(summary["prefill"]), rel=1e-9)
+    assert float(row["prefill_mflop"]) == pytest.approx(100 / 2048)
+    assert float(row["train_mflop"]) == pytest.approx(1000 / 1024)
+    assert float(row["decode_rate"]) == pytest.approx(1e6 / (float(summary["decode_p50"]) / 1e3) / 1e9)
+    assert row["state_bytes"] == summary["state_bytes"]
 
 
 def test_floors_stand_below_the_models_and_models_in_their_fixed_order(run_folder: Path) -> None:

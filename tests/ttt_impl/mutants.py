@@ -32,6 +32,7 @@ class Mutant(NamedTuple):
 
 OFFICIAL, DUAL, SPLITS = "test_official.py", "test_dual.py", "test_splits.py"
 MODEL, GENERATION, CACHE, TASKS = "test_model.py", "test_generation.py", "test_cache.py", "test_inner_tasks.py"
+FIXED = "test_fixed_cache.py"
 REFERENCE, DIAGNOSTICS = "test_reference.py", "test_diagnostics.py"
 
 MUTANTS = {
@@ -83,6 +84,12 @@ MUTANTS = {
     "convolution_crosses_documents": Mutant("convolution.py", "age[None] >= torch", "age[None] >= 0 * torch", MODEL),
     "padding_counted_as_read": Mutant("cache.py", "p + length - s for", "p + length for", MODEL),
     "beams_leave_weights_behind": Mutant("cache.py", "self.fast.each(per_head)", "self.fast", CACHE),
+    "fixed_past_overwritten": Mutant("cache.py", "recent.clone() if self.fixed else recent", "recent", FIXED),
+    "fixed_state_moves_away": Mutant("cache.py", "if self.fixed and self.fast", "if False and self.fast", FIXED),
+    "device_counter_stands_still": Mutant("cache.py", "self.counter += length", "self.counter += 0", FIXED),
+    "closing_decided_while_recording": Mutant(
+        "layout.py", "slots + 1 == size, taken=taken)", "slots + 1 == size, taken=taken, fill=(0,))", FIXED
+    ),
     "crop_keeps_rows": Mutant("cache.py", "self.fast.first_rows(rows)", "self.fast", CACHE),
     "first_pair_not_masked": Mutant("layer.py", "rate.masked_fill(reading.first[:, None], 0)", "rate", TASKS),
     "after_is_before": Mutant("diagnostics.py", "inputs._replace(q=inputs.k)", "inputs", DIAGNOSTICS),

@@ -179,5 +179,5 @@ def test_entry_names_its_path() -> None:
         ttt_linear(inputs, weights, path="fused")
     with pytest.raises(ValueError, match=r"path='step' needs a state"):
         ttt_linear(inputs, weights, path="step")
-    with pytest.raises(ValueError, match=r"path='fused-cuda' needs the published TTT-Linear"):
+    with pytest.raises(ValueError, match=r"path='fused-cuda' cannot be taken: tokens are torch.float64; valid"):
         ttt_linear(inputs, weights, path="fused-cuda")

@@ -6,5 +6,8 @@ compiler.py      source -> cubin: cuda-core's NVRTC with a cache on disk, else N
 loader.py        cubin -> launch on torch's current stream
 emulator.h, emulation.py    the same sources compiled by g++ and run on a CPU, thread by thread
 operators.py     torch operators with fake kernels and autograd
-fused_cuda.py    what `ops.py` asks: does a call fit, and run it
+fused_cuda.py    does a call fit, and run it
+choice.py, self_check.py, bounds.py    what `ops.py` asks: whether the kernels take a call, and are right on this device
+compile_report.py, machine_code.py     what the compiler made of them, beside its limits
+bench/           right and how fast, on a GPU
 """

@@ -1,4 +1,4 @@
-"""The path 'fused-cuda' of `ops.py`: whether a call fits the kernels, and the call itself.
+"""The path 'fused-cuda' of `ops.py`: whether a call fits the kernels, and the call itself; `choice.py` decides.
 
 State goes in and out in the form that all paths share (`../state.py`), so a sequence may change path at any token.
 """
@@ -6,8 +6,7 @@ State goes in and out in the form that all paths share (`../state.py`), so a seq
 import torch
 from torch import Tensor
 
-from ttt_impl.kernels import loader
-from ttt_impl.kernels.arguments import KERNELS, TOKENS
+from ttt_impl.kernels.arguments import ALIGNMENT, KERNELS, TOKENS
 from ttt_impl.kernels.operators import linear_decode, linear_forward
 from ttt_impl.layout import Layout
 from ttt_impl.learner import PUBLISHED, Inputs, Learner, Weights
@@ -16,38 +15,40 @@ from ttt_impl.state import FastWeights, fold
 PATH = "fused-cuda"
 
 
-def supports(
+def misfit(
     kind: str, inputs: Inputs, learner: Learner, layout: Layout, state: FastWeights | None, keep_state: bool,
     record: int, differentiated: bool,
-) -> bool:  # fmt: skip
-    """Whether `run` can take the call; compiles the kernels that it needs at their first use.
+) -> str | None:  # fmt: skip
+    """Why the kernels do not compute this, whatever the device, in one line; None: they do.
 
     q, k and v have to be bf16: a float32 model is not rounded behind its back. Without gradients a call may continue
     an open mini-batch; with gradients it starts at a mini-batch's first token.
     """
-    if not fits(kind, inputs, learner, layout, state, keep_state, record, differentiated):
-        return False
-    q = inputs.q
-    return q.device.type == "cuda" and all(
-        loader.ready(name, q.shape[3], q.device) for name in _needed(q, layout, state, differentiated)
-    )
-
-
-def fits(
-    kind: str, inputs: Inputs, learner: Learner, layout: Layout, state: FastWeights | None, keep_state: bool,
-    record: int, differentiated: bool,
-) -> bool:  # fmt: skip
-    """Whether the kernels compute this at all, whatever the device."""
     q, packed = inputs.q, layout.age is not None
-    published = kind == "linear" and learner == PUBLISHED and layout.size == TOKENS
-    types = all(x.dtype == torch.bfloat16 for x in inputs[:3]) and q.shape[3] in KERNELS["ttt_linear_fwd"].widths
-    whole = not (packed and (keep_state or state is not None)) and not (differentiated and any(layout.fill))
-    return published and types and whole and not record and q.numel() > 0
+    wrong = next((x.dtype for x in inputs[:3] if x.dtype != torch.bfloat16), None)
+    if kind != "linear":
+        return f"learner is {kind!r}; valid choices: 'linear'"
+    if wrong is not None:
+        return f"tokens are {wrong}; valid choices: torch.bfloat16, as a bf16 model or autocast makes them"
+    if learner != PUBLISHED:
+        return "the learner leaves out LN, residual or bias; valid choices: the published one"
+    if layout.size != TOKENS:
+        return f"mini-batches of {layout.size} tokens; valid choices: {TOKENS}"
+    if q.shape[3] not in KERNELS["ttt_linear_fwd"].widths:
+        return f"head dimension {q.shape[3]}; valid choices: {', '.join(map(str, KERNELS['ttt_linear_fwd'].widths))}"
+    if record:
+        return "the cache can be rewound; valid choices: TTTCache(config, rewind=0)"
+    if packed and (keep_state or state is not None):
+        return "packed documents with a state; valid choices: one of the two"
+    if differentiated and layout.taken is not None:
+        return "gradients through a mini-batch already open; valid choices: to start at a mini-batch's first token"
+    return None if q.numel() else "no tokens; valid choices: at least one"
 
 
 def run(
-    inputs: Inputs, weights: Weights, layout: Layout, state: FastWeights | None, keep_state: bool, differentiated: bool
-) -> tuple[Tensor, FastWeights | None]:
+    kind: str, inputs: Inputs, weights: Weights, layout: Layout, state: FastWeights | None, keep_state: bool,
+    differentiated: bool,
+) -> tuple[Tensor, FastWeights | None]:  # fmt: skip
     """Output [B, H, L, f] in bf16 and, if wanted, the state after it.
 
     As in `step.py`, a state given without gradients is used up: decoding writes into its rows and weights.
@@ -56,7 +57,7 @@ def run(
     q, k, v = (x.transpose(1, 2) for x in inputs[:3])
     lr, tok, gamma, beta = (x.float() for x in inputs[3:])
     if state is not None and layout.fits_open and not differentiated:
-        count = _count(layout, batch, heads, q.device)
+        count, state = _count(layout, batch, heads, q.device), state.each(_writable)
         out = linear_decode(q, k, v, lr, tok, gamma, beta, *state.weights, *state.rows, count, None)
         return out.transpose(1, 2), state
     segments = _segments(layout, batch, q.device)
@@ -73,18 +74,24 @@ def run(
     return out.transpose(1, 2), after
 
 
-def _needed(q: Tensor, layout: Layout, state: FastWeights | None, differentiated: bool) -> list[str]:
+def needed(kind: str, q: Tensor, layout: Layout, state: FastWeights | None, differentiated: bool) -> list[str]:
+    """Kernels that `run` may launch."""
     if state is not None and layout.fits_open and not differentiated:
         return ["ttt_linear_decode"]
     forward = [name for name in ("ttt_linear_fwd", "ttt_linear_fwd_wide") if q.shape[3] in KERNELS[name].widths]
     return forward + ["ttt_linear_bwd"] * differentiated
 
 
+def _writable(x: Tensor) -> Tensor:
+    """The same where a kernel can change it in place, a copy where it cannot."""
+    return x if x.is_contiguous() and x.data_ptr() % ALIGNMENT == 0 else x.clone(memory_format=torch.contiguous_format)
+
+
 def _count(layout: Layout, batch: int, heads: int, device: torch.device) -> Tensor:
-    """Rows taken of each head's open mini-batch, [B * H]."""
-    fill = layout.fill or (0,)
-    count = torch.tensor(fill, dtype=torch.int32, device=device)
-    return count.repeat(batch // len(fill)).repeat_interleave(heads)
+    """Rows taken of each head's open mini-batch, [B * H]; what the device has counted stays on it."""
+    if layout.taken is None:
+        return torch.zeros(batch * heads, dtype=torch.int32, device=device)
+    return layout.taken.int().repeat_interleave(heads)
 
 
 def _segments(layout: Layout, batch: int, device: torch.device) -> Tensor | None:
@@ -94,9 +101,9 @@ def _segments(layout: Layout, batch: int, device: torch.device) -> Tensor | None
         position = row * layout.length + begin
         end = torch.cat([position[1:], position.new_full((1,), batch * layout.length)])
         tokens, taken = end - position, torch.zeros_like(row)
-    elif layout.padding is not None or any(layout.fill):
+    elif layout.padding is not None or layout.taken is not None:
         row = torch.arange(batch, device=device)
-        taken = torch.tensor(layout.fill, device=device)
+        taken = torch.zeros_like(row) if layout.taken is None else layout.taken
         begin = torch.zeros_like(row) if layout.padding is None else layout.padding.sum(1)
         tokens = layout.length - begin
     else:

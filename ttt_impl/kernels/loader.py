@@ -1,14 +1,12 @@
 """Kernels on a GPU: compiled and loaded once for each device, launched on torch's current stream.
 
 The driver is called through ctypes: four functions, the same for whatever compiled the machine code. Loading happens
-in `ready`, ahead of the first launch, because a CUDA graph that is being captured cannot load a module; so run a step
-once before capturing it, as one does anyway. For torch.compile the answer of `ready` is a constant.
+in `missing`, ahead of the first launch: a CUDA graph that is being captured cannot load a module.
 """
 
 import ctypes
 import functools
 import sys
-import warnings
 
 import torch
 
@@ -25,17 +23,17 @@ class DriverError(RuntimeError):
     """What the CUDA driver refused, in one line."""
 
 
-@torch.compiler.assume_constant_result
-def ready(kernel: str, width: int, device: torch.device) -> bool:
-    """Whether `kernel` can be launched; compiles and loads it the first time, warns once where that fails."""
-    return _function(kernel, width, device.index or 0) is not None
+def missing(kernel: str, width: int, device: torch.device) -> str | None:
+    """Why `kernel` cannot be launched, in one line; None: it can. Compiles and loads it the first time."""
+    function = _function(kernel, width, device.index or 0)
+    return function if isinstance(function, str) else None
 
 
 def launch(kernel: str, width: int, ctas: int, arguments: Arguments, device: torch.device) -> None:
     """Start `ctas` CTAs on the current stream of `device`."""
     function = _function(kernel, width, device.index or 0)
-    if function is None:
-        raise RuntimeError(f"kernel {kernel} for head dimension {width} did not compile; see the warning above")
+    if isinstance(function, str):
+        raise RuntimeError(f"kernel {kernel} for head dimension {width} cannot be launched: {function}")
     shape, stream = KERNELS[kernel], torch.cuda.current_stream(device).cuda_stream
     pointer = ctypes.cast(ctypes.pointer(arguments), ctypes.c_void_p)
     with torch.cuda.device(device):
@@ -46,8 +44,8 @@ def launch(kernel: str, width: int, ctas: int, arguments: Arguments, device: tor
 
 
 @functools.cache
-def _function(kernel: str, width: int, device: int) -> ctypes.c_void_p | None:
-    """Handle of the kernel in the primary context of `device`."""
+def _function(kernel: str, width: int, device: int) -> ctypes.c_void_p | str:
+    """Handle of the kernel in the primary context of `device`, or why there is none."""
     try:
         module = _module(KERNELS[kernel].source, width, device)
         function = ctypes.c_void_p()
@@ -55,8 +53,7 @@ def _function(kernel: str, width: int, device: int) -> ctypes.c_void_p | None:
             _call("cuModuleGetFunction", ctypes.byref(function), module, kernel.encode())
             _call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, KERNELS[kernel].shared(width))
     except (CompileError, DriverError) as error:
-        _warn_once(str(error))
-        return None
+        return str(error)
     return function
 
 
@@ -70,11 +67,6 @@ def _module(source: str, width: int, device: int) -> ctypes.c_void_p:
         torch.cuda.current_stream().synchronize()  # makes torch's context current
         _call("cuModuleLoadData", ctypes.byref(module), code)
     return module
-
-
-@functools.cache
-def _warn_once(reason: str) -> None:
-    warnings.warn(f"no fused CUDA kernels, plain PyTorch instead (slower): {reason}", RuntimeWarning, stacklevel=4)
 
 
 @functools.cache

@@ -35,6 +35,7 @@ def quality_cost(run: Run, curves: Curves) -> Drawn | None:
     ax = figure.subplots()
     costs = {name: found[name][length] for name in quality}
     _points(ax, run, costs, quality)
+    _frontier(ax, costs, quality)
     cost = "decode ms/token" if kind is Decode else "prefill time (ms)"
     ax.set_xlabel(f"{cost} at {length} tokens")
     ax.set_ylabel(f"perplexity per {curves.unit} {head.title}")
@@ -44,7 +45,7 @@ def quality_cost(run: Run, curves: Curves) -> Drawn | None:
     _name_points(figure, ax, run, costs, quality)
     caption = (
         f"Perplexity per {curves.unit} {head.title} of context against {cost} at {length} tokens (bars: 10th to 90th "
-        f"percentile); {describe(curves)}."
+        f"percentile); dotted: the models that no other beats in both. {describe(curves)}."
     )
     return Drawn("quality-cost", "Quality against cost", caption, figure)
 
@@ -59,6 +60,13 @@ def _points(ax: Axes, run: Run, costs: dict[str, Timing], quality: dict[str, Int
         ax.plot([timing.milliseconds(50)], [value.value], marker, color=color, markersize=5)
     value_axis(ax, [end for value in quality.values() for end in (value.low, value.value, value.high)])
     value_axis(ax, [timing.milliseconds(p) for timing in costs.values() for p in (10, 90)], along="x")
+
+
+def _frontier(ax: Axes, costs: dict[str, Timing], quality: dict[str, Interval]) -> None:
+    """A stepped line through the models that no other beats in both respects."""
+    points = sorted((costs[name].milliseconds(50), value.value) for name, value in quality.items())
+    best = [point for i, point in enumerate(points) if all(point[1] < other[1] for other in points[:i])]
+    ax.step(*zip(*best, strict=True), where="post", color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
 
 
 def _name_points(figure: Figure, ax: Axes, run: Run, costs: dict[str, Timing], quality: dict[str, Interval]) -> None:

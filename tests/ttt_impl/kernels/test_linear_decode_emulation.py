@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.ttt_impl.kernels.cases import Case, Result, case, error, excess, forward
 from tests.ttt_impl.kernels.mutation import Mutant, Mutants
-from ttt_impl.kernels import emulation
+from ttt_impl.kernels import emulation, self_check
 from ttt_impl.kernels.operators import linear_decode
 
 pytestmark = pytest.mark.skipif(not emulation.available(), reason="emulating kernels needs g++")
@@ -24,6 +24,8 @@ FAULTS = [
     Mutant("rows are not emptied", {"sh.keys[i / DIM][i % DIM] = sh.ghat[i / DIM][i % DIM] = 0.f": "0.f"}),
     Mutant("the counter stands still", {"a.count[h.state] = row": "a.count[h.state] = first"}),
 ]  # fmt: skip
+UNSEEN = ("the counter stands still",)
+"""`fused_cuda.run` counts anew in every call."""
 RACES = [
     Mutant(f"no barrier: {name}", {f"sync_cta(); // {name}": ""})
     for name in ("the token is here", "partial products", "the last row of Ghat", "rows are read", "the rows are final")
@@ -145,6 +147,12 @@ def test_every_fault_is_found(name: str, mutants: Mutants, monkeypatch: pytest.M
     with mutants.active(name, monkeypatch):
         result = decoded(x, fresh(x), 9)
         assert excess(x, result) > 1 or not clean(x, result)
+
+
+@pytest.mark.parametrize("name", [m.name for m in FAULTS if m.name not in UNSEEN])
+def test_the_self_check_refuses_the_kernel(name: str, mutants: Mutants, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mutants.active(name, monkeypatch):
+        assert "is off by" in str(self_check.complaint.__wrapped__("ttt_linear_decode", 64, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("name", [m.name for m in RACES])

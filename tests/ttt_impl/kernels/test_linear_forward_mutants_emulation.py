@@ -9,7 +9,7 @@ import torch
 from tests.ttt_impl.kernels.cases import Case, Result, case, excess, forward, same
 from tests.ttt_impl.kernels.mutation import Mutant, Mutants
 from tests.ttt_impl.kernels.test_linear_forward_emulation import segments
-from ttt_impl.kernels import emulation
+from ttt_impl.kernels import emulation, self_check
 
 pytestmark = pytest.mark.skipif(not emulation.available(), reason="emulating kernels needs g++")
 SCHEDULES = list(itertools.product((0, 1, 2), (0, 1)))
@@ -38,6 +38,8 @@ FAULTS = [
     Mutant("an open mini-batch forgets its gradients", {"t == 0 && h.taken": "false"}),
     Mutant("bf16 state", {UPDATE: f"[&] {{ {UPDATE}; {ROUND} }}()"}),
 ]  # fmt: skip
+UNSEEN = ("bf16 state",)
+"""A fault that takes a thousand tokens to show."""
 RACES = [
     Mutant("no barrier", {BARRIER: ""}),
     Mutant("statistics read before they are written", {STATS + "sync_warp();": STATS}),
@@ -58,6 +60,12 @@ def mutants(tmp_path_factory: pytest.TempPathFactory) -> Mutants:
 def test_every_fault_is_found(name: str, mutants: Mutants, monkeypatch: pytest.MonkeyPatch) -> None:
     with mutants.active(name, monkeypatch):
         assert max(excesses(name)) > 1
+
+
+@pytest.mark.parametrize("name", [m.name for m in FAULTS if m.name not in UNSEEN])
+def test_the_self_check_refuses_the_kernel(name: str, mutants: Mutants, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mutants.active(name, monkeypatch):
+        assert "is off by" in str(self_check.complaint.__wrapped__("ttt_linear_fwd", 64, torch.device("cpu")))
 
 
 def excesses(name: str) -> Iterator[float]:

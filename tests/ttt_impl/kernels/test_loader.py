@@ -1,9 +1,8 @@
-"""The loader against a driver of our own: what it asks of CUDA, what it launches, and that a failure is said once."""
+"""The loader against a driver of our own: what it asks of CUDA, what it launches, and what it says of a failure."""
 
 import contextlib
 import ctypes
 import types
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,12 +50,12 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
 
 
 def forget() -> None:
-    for cached in (loader._function, loader._module, loader._warn_once):
+    for cached in (loader._function, loader._module):
         cached.cache_clear()
 
 
 def test_a_kernel_is_loaded_once_and_launched_on_the_current_stream(driver: Driver) -> None:
-    assert loader.ready("ttt_linear_fwd", 64, DEVICE)
+    assert loader.missing("ttt_linear_fwd", 64, DEVICE) is None
     arguments = ForwardArgs(p=Problem(length=5, heads=3, every=64), start=4096)
     for _ in range(2):
         loader.launch("ttt_linear_fwd", 64, 6, arguments, DEVICE)
@@ -77,36 +76,29 @@ def test_widths_and_sources_are_modules_of_their_own(driver: Driver) -> None:
         ("ttt_linear_fwd", 96),
         ("ttt_linear_bwd", 64),
     ):
-        assert loader.ready(name, width, DEVICE)
+        assert loader.missing(name, width, DEVICE) is None
     assert len(driver.named("cuModuleLoadData")) == 3
 
 
-def test_a_failure_is_told_once_with_its_reason(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_told_with_its_reason(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     def cubin(*_: object) -> bytes:
         raise CompileError("nvcc: not found")
 
     monkeypatch.setattr(loader, "cubin", cubin)
-    with pytest.warns(RuntimeWarning, match="plain PyTorch instead.*nvcc: not found"):
-        assert not loader.ready("ttt_linear_fwd", 64, DEVICE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not loader.ready("ttt_linear_fwd", 64, DEVICE)
-        assert not loader.ready("ttt_linear_bwd", 64, DEVICE)
-    with pytest.raises(RuntimeError, match="did not compile"):
+    assert loader.missing("ttt_linear_fwd", 64, DEVICE) == "nvcc: not found"
+    with pytest.raises(RuntimeError, match="ttt_linear_fwd for head dimension 64 cannot be launched: nvcc: not found"):
         loader.launch("ttt_linear_fwd", 64, 1, ForwardArgs(), DEVICE)
 
 
 def test_a_refused_size_falls_back(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """More shared memory than the device has."""
     monkeypatch.setitem(driver.__dict__, "cuFuncSetAttribute", lambda *_: 1)
-    with pytest.warns(RuntimeWarning, match="cuFuncSetAttribute: unknown error"):
-        assert not loader.ready("ttt_linear_bwd", 128, DEVICE)
+    assert loader.missing("ttt_linear_bwd", 128, DEVICE) == "cuFuncSetAttribute: unknown error"
 
 
 def test_old_devices_are_refused(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with pytest.warns(RuntimeWarning, match=r"compute capability 7\.5 is below 8\.0"):
-        assert not loader.ready("ttt_linear_fwd", 64, DEVICE)
+    assert loader.missing("ttt_linear_fwd", 64, DEVICE) == "compute capability 7.5 is below 8.0"
 
 
 @pytest.mark.skipif(not emulation.available(), reason="emulating kernels needs g++")

@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.ttt_impl.kernels.cases import Case, case, error
 from ttt_impl.kernels import emulation, fused_cuda, operators
 from ttt_impl.kernels.operators import linear_backward, linear_decode, linear_forward
-from ttt_impl.layout import Layout, continued, packed, plain
+from ttt_impl.layout import Layout, continued, counted, packed, plain
 from ttt_impl.learner import PUBLISHED, Inputs, Learner, Weights
 from ttt_impl.ops import ttt_linear
 from ttt_impl.state import FastWeights
@@ -57,8 +57,7 @@ def test_the_path_of_ops_compiles_into_one_graph() -> None:
 
     def call(*x: Tensor) -> Tensor:
         layout = plain(37, 16, x[0].device)
-        assert not fused_cuda.supports("linear", Inputs(*x[:7]), PUBLISHED, layout, None, False, 0, True)
-        return fused_cuda.run(Inputs(*x[:7]), x[7:], layout, None, False, True)[0]
+        return fused_cuda.run("linear", Inputs(*x[:7]), x[7:], layout, None, False, True)[0]
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*inputs, *weights), call(*inputs, *weights))
@@ -111,8 +110,8 @@ def both(
 ) -> tuple[Tensor, FastWeights | None]:
     """Run the kernels; hold output and state to the float32 scan's."""
     given = state and state.each(torch.clone)
-    assert fused_cuda.fits("linear", inputs, PUBLISHED, layout, state, keep, 0, False)
-    out, after = fused_cuda.run(inputs, weights, layout, state, keep, False)
+    assert fused_cuda.misfit("linear", inputs, PUBLISHED, layout, state, keep, 0, False) is None
+    out, after = fused_cuda.run("linear", inputs, weights, layout, state, keep, False)
     plainly = inputs.each(lambda t: t.float())
     result = ttt_linear(plainly, weights, layout=layout, state=given, keep_state=keep, path="scan")
     assert error(out, result.output.double()) < 5e-3
@@ -157,7 +156,7 @@ def test_gradients_reach_every_parameter_through_packed_documents() -> None:
     inputs, weights = inner(case(40, batch=2, heads=2))
     layout, g = packed(starts, 16), torch.randn(2, 2, 40, 64)
     mine = [t.detach().requires_grad_() for t in (*inputs, *weights)]
-    out, _ = fused_cuda.run(Inputs(*mine[:7]), tuple(mine[7:]), layout, None, False, True)
+    out, _ = fused_cuda.run("linear", Inputs(*mine[:7]), tuple(mine[7:]), layout, None, False, True)
     exact = [t.detach().double().requires_grad_() for t in (*inputs, *weights)]
     reference = ttt_linear(Inputs(*exact[:7]), tuple(exact[7:]), layout=layout, path="scan").output
     for name, a, b in zip((*Inputs._fields, "W", "b"), torch.autograd.grad(out, mine, g.bfloat16()),
@@ -169,19 +168,24 @@ def test_what_does_not_fit_is_left_to_the_plain_paths() -> None:
     inputs, _ = inner(case(20))
     layout, state = plain(20, 16, torch.device("cpu")), None
 
-    def fits(kind: str = "linear", x: Inputs = inputs, learner: Learner = PUBLISHED, layout: Layout = layout,
-             record: int = 0, differentiated: bool = False) -> bool:  # fmt: skip
-        return fused_cuda.fits(kind, x, learner, layout, state, True, record, differentiated)
+    def misfit(kind: str = "linear", x: Inputs = inputs, learner: Learner = PUBLISHED, layout: Layout = layout,
+               record: int = 0, differentiated: bool = False) -> str | None:  # fmt: skip
+        return fused_cuda.misfit(kind, x, learner, layout, state, True, record, differentiated)
 
-    assert fits()
-    assert fits(differentiated=True)
-    assert not fits("mlp")
-    assert not fits(x=inputs.each(lambda t: t.float()))
-    assert not fits(learner=Learner(bias=False))
-    assert not fits(layout=plain(20, 8, torch.device("cpu")))
-    assert not fits(record=1)
-    assert not fits(layout=continued(20, 16, [3], None, torch.device("cpu")), differentiated=True)
-    assert not fused_cuda.supports("linear", inputs, PUBLISHED, layout, state, True, 0, False)
+    assert misfit() is None
+    assert misfit(differentiated=True) is None
+    for words, found in (
+        ("learner is 'mlp'; valid", misfit("mlp")),
+        ("tokens are torch.float32; valid choices: torch.bfloat16", misfit(x=inputs.each(lambda t: t.float()))),
+        ("leaves out LN, residual or bias", misfit(learner=Learner(bias=False))),
+        ("mini-batches of 8 tokens; valid choices: 16", misfit(layout=plain(20, 8, torch.device("cpu")))),
+        ("cache can be rewound", misfit(record=1)),
+        ("already open", misfit(layout=continued(20, 16, [3], None, torch.device("cpu")), differentiated=True)),
+        ("already open", misfit(layout=counted(16, torch.tensor([3])), differentiated=True)),
+        ("packed documents with a state", misfit(layout=packed(torch.eye(20, dtype=torch.bool)[:1], 16))),
+    ):
+        assert found is not None
+        assert words in found
 
 
 def test_many_heads_take_the_wide_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
