@@ -14,8 +14,8 @@ from typing import Any, Self, TypeVar
 class Unsupported(RuntimeError):
     """A family that cannot run here (no GPU, a package not installed); the message, one line, says what it needs.
 
-    Raised by `candidates` and `parameters`, or by building or loading, it becomes a row of status `unsupported`, and
-    the comparison goes on.
+    Raised by `candidates` or `parameters` (of sizes known or not), and by building or loading, it becomes a row of
+    status `unsupported`, and the comparison goes on.
     """
 
 
