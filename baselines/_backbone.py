@@ -100,8 +100,8 @@ class PreConv(nn.Module):
         window = torch.cat([past, x], 1)
         assert self.conv.bias is not None
         work = torch.promote_types(x.dtype, torch.float32)
-        y = causal_conv(window.transpose(0, 1).to(work), self.conv.weight.to(work), self.conv.bias.to(work))
-        return y.transpose(0, 1).to(x.dtype), window[:, x.shape[1] :]
+        y = causal_conv(window.to(work), self.conv.weight.to(work), self.conv.bias.to(work))
+        return y.to(x.dtype), window[:, x.shape[1] :]
 
 
 class Block(nn.Module):

@@ -68,7 +68,7 @@ class GatedDeltaRule(_mixer.Mixer):
         window = torch.cat([past.to(projected.dtype), projected], 1)
         assert self.qkv_conv.bias is not None
         weights = at_least_float32(self.qkv_conv.weight), at_least_float32(self.qkv_conv.bias)
-        convolved = F.silu(causal_conv(at_least_float32(window).transpose(0, 1), *weights)).transpose(0, 1)
+        convolved = F.silu(causal_conv(at_least_float32(window), *weights))
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in convolved.chunk(3, dim=-1))
         dt = F.softplus(at_least_float32(self.decay_proj(x)) + at_least_float32(self.dt_bias))
         log_decay = (-at_least_float32(self.A_log).exp() * dt).mT

@@ -17,7 +17,6 @@ from transformers import MambaConfig
 
 from baselines import _mamba_mixer
 from baselines._checkpoint import load_checkpoint
-from baselines._mamba_kernels import kernels_for
 from baselines._mamba_model import MambaForCausalLM, MambaMixer
 from baselines.config import FamilyConfig, SizeConfig, completed
 from baselines.interface import Mode, SequenceModel, State
@@ -96,8 +95,8 @@ class Mamba(SequenceModel):
 
     @property
     def kernel_path(self) -> str:
-        """`mamba-ssm` where its CUDA kernels run, else `torch-scan`."""
-        return "torch-scan" if kernels_for(self.model.lm_head.weight) is None else "mamba-ssm"
+        """Which scan takes the model's weights, see `_mamba_mixer.path_for`."""
+        return _mamba_mixer.path_for(self.model.lm_head.weight)
 
     def prefill(self, input_ids: Tensor, state: State | None = None, logits_to_keep: int = 1) -> tuple[Tensor, State]:
         """As in `SequenceModel`; transformers' Mamba calls its cache `cache_params`."""

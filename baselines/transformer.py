@@ -11,14 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from baselines._attention import Attention
 from baselines._checkpoint import load_checkpoint
+from baselines._growing_cache import GrowingCache
+from baselines._llama_step import llama_step
 from baselines._precision import widen_norms
 from baselines.config import BlockConfig, FamilyConfig
-from baselines.interface import Mode, SequenceModel
+from baselines.interface import Mode, SequenceModel, State
 
 
 @dataclass
@@ -100,6 +104,21 @@ class Transformer(SequenceModel):
     def load(cls, config: FamilyConfig) -> Self:
         """The trained model in `config.checkpoint`, float32, in evaluation mode."""
         return cls(load_checkpoint(config, LlamaForCausalLM))
+
+    def prefill(self, input_ids: Tensor, state: State | None = None, logits_to_keep: int = 1) -> tuple[Tensor, State]:
+        """As in `SequenceModel`, with a state that takes further tokens in place.
+
+        After a prompt its bytes are those of the keys and values; after steps those of room for some more, too.
+        """
+        if state is None:
+            state = GrowingCache(self.model.config.num_hidden_layers)
+        return super().prefill(input_ids, state, logits_to_keep)
+
+    def step(self, input_ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """As in `SequenceModel`; with transformers' own attention in PyTorch by the short way."""
+        if self.kernel_path != "sdpa" or torch.is_grad_enabled():
+            return self.prefill(input_ids, state)
+        return llama_step(self.model, input_ids, state), state
 
     @property
     def kernel_path(self) -> str:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from baselines import _growing_cache
+from baselines._growing_cache import RESERVE, GrowingCache
 from baselines.config import SizeConfig, fit_to_size
 from baselines.transformer import Config, Transformer
 from tests.baselines import checks
@@ -123,13 +125,74 @@ def test_flops_are_what_torch_counts_less_the_pairs_that_the_mask_hides(model: T
 
 
 @torch.no_grad()
-def test_the_state_grows_by_a_key_and_a_value_a_token(model: Transformer) -> None:
-    shared = 6 * model.model.config.num_key_value_heads
+def test_the_state_is_keys_and_values_and_after_steps_room_for_some_more(model: Transformer) -> None:
+    token = 2 * 4 * 3 * 6 * model.model.config.num_key_value_heads * 2
     for length in (5, 50):
         _, state = model.prefill(tokens(3, length))
-        assert model.state_bytes(state) == 2 * 4 * 3 * shared * 2 * length
-        _, state = model.step(tokens(3, 1), state)
-        assert model.state_bytes(state) == 2 * 4 * 3 * shared * 2 * (length + 1)
+        assert model.state_bytes(state) == token * length
+        _, state = model.prefill(tokens(3, 7), state)
+        assert model.state_bytes(state) == token * (length + 7)
+        for _ in range(2):
+            _, state = model.step(tokens(3, 1), state)
+            assert model.state_bytes(state) == token * (length + 8 + RESERVE)
+
+
+@torch.no_grad()
+def test_steps_move_nothing_until_the_room_is_full(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_growing_cache, "RESERVE", 4)
+    ids = tokens(2, 22)
+    whole, (_, state) = model.forward(ids), model.prefill(ids[:, :3])
+    places = []
+    for t in range(3, 22):
+        logits, state = model.step(ids[:, t : t + 1], state)
+        torch.testing.assert_close(logits[:, 0], whole[:, t], rtol=0, atol=1e-6)
+        places.append(state.layers[1].keys.data_ptr())
+    moves = [t for t in range(1, 19) if places[t] != places[t - 1]]
+    assert moves == [5, 10, 15]
+
+
+@torch.no_grad()
+def test_a_step_is_that_of_transformers(model: Transformer) -> None:
+    sizes = {"vocab_size": VOCAB, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "head_dim": 6}
+    grouped = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, attention_bias=True)
+    for ours in (model, checks.disturb(Transformer(LlamaForCausalLM(grouped)))):
+        for dtype, bound in ((torch.float32, 1e-6), (torch.float64, 1e-14)):
+            other = copy.deepcopy(ours)
+            other.model.to(dtype)
+            _, state = other.prefill(tokens(2, 9))
+            theirs = other.model(tokens(2, 9), use_cache=True).past_key_values
+            for t in range(3):
+                logits, state = other.step(tokens(2, 3)[:, t : t + 1], state)
+                expected = other.model(tokens(2, 3)[:, t : t + 1], past_key_values=theirs).logits
+                torch.testing.assert_close(logits, expected, rtol=0, atol=bound)
+
+
+@torch.no_grad()
+def test_beams_and_crops_of_the_state_go_on_as_transformers_own(model: Transformer) -> None:
+    caches = [GrowingCache(2), DynamicCache(config=model.model.config)]
+    found = []
+    for cache in caches:
+        model.model(tokens(2, 9), past_key_values=cache)
+        model.model(tokens(2, 1), past_key_values=cache)
+        cache.reorder_cache(torch.tensor([1, 1]))
+        model.model(tokens(2, 1), past_key_values=cache)
+        cache.crop(-2)
+        cache.batch_repeat_interleave(2)
+        found.append(model.model(tokens(4, 3), past_key_values=cache).logits)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
+def test_gradients_flow_through_the_state_as_through_one_pass(model: Transformer) -> None:
+    model, ids, found = copy.deepcopy(model), tokens(2, 12), []
+    model.model.double()
+    for cut in (None, 7):
+        model.model.zero_grad()
+        _, state = model.prefill(ids[:, :cut]) if cut else (None, None)
+        logits, state = model.prefill(ids[:, cut or 0 : 11], state, logits_to_keep=0)
+        last, _ = model.step(ids[:, 11:], state)
+        torch.cat([logits, last], 1)[:, -5:].square().sum().backward()
+        found.append([p.grad for p in model.model.parameters()])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
