@@ -93,7 +93,8 @@ class Mamba2Mixer(modeling_mamba2.Mamba2Mixer):
         if kernels is not None:
             out = kernels.causal_conv(window.contiguous(), weight.squeeze(1), bias, activation="silu")
             return out[..., self.conv_kernel_size - 1 :].transpose(1, 2)
-        return F.silu(causal_conv(at_least_float32(window).transpose(1, 2), weight, bias)).to(window.dtype)
+        out = F.silu(causal_conv(at_least_float32(window).transpose(1, 2), weight, bias))
+        return out.to(window.dtype)
 
     def _scan(self, x: Tensor, dt: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Output [B, L, I] and last state [B, heads, P, N] of the convolved x, B, C in `x` [B, L, D]."""

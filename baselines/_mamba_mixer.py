@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers import MambaConfig
 from transformers.cache_utils import LinearAttentionLayer
 
-from baselines import _mixer
+from baselines import _fused_scan, _mixer
 from baselines._mamba_kernels import kernels_for
 from baselines._mamba_model import MambaMixer
+from baselines._series import fits
 
 
 class Mamba(_mixer.Mixer):
@@ -31,7 +32,7 @@ class Mamba(_mixer.Mixer):
 
     def forward(self, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
         """x [B, L, H]; the state is the last inputs of the convolution [B, D, K] and the numbers [B, D, N]."""
-        self.kernel_path = "torch-scan" if kernels_for(x) is None else "mamba-ssm"
+        self.kernel_path = path_for(x)
         if not keep:
             return self.layer(x), None
         memory = LinearAttentionLayer()
@@ -59,6 +60,13 @@ class Mamba(_mixer.Mixer):
     def initialise(self) -> None:
         """dt, A and D as transformers does; the rest as everywhere in the backbone."""
         self.layer.init_mamba_weights()
+
+
+def path_for(x: Tensor) -> str:
+    """`mamba-ssm` where its CUDA kernels run, `fused-cpu` where the C++ of this floor does, else `torch-scan`."""
+    if kernels_for(x) is not None:
+        return "mamba-ssm"
+    return "fused-cpu" if fits(x, _fused_scan.SOURCE) else "torch-scan"
 
 
 class _OneLayer:

@@ -208,8 +208,7 @@ def _after(past: Tensor | None, x: Tensor, count: int) -> Tensor:
 
 def _convolve(window: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The depthwise convolution [D, 1, K] of `window` [B, K - 1 + L, D], at least float32: [B, L, D]."""
-    wide = (at_least_float32(part) for part in (window, weight, bias))
-    return causal_conv(*wide)
+    return causal_conv(*(at_least_float32(part) for part in (window, weight, bias)))
 
 
 class Convolution(MixerFamily):

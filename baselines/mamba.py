@@ -15,11 +15,9 @@ from typing import Any, Self
 from torch import Tensor, nn
 from transformers import MambaConfig
 
-from baselines import _fused_scan, _mamba_mixer
+from baselines import _mamba_mixer
 from baselines._checkpoint import load_checkpoint
-from baselines._mamba_kernels import kernels_for
 from baselines._mamba_model import MambaForCausalLM, MambaMixer
-from baselines._series import fits
 from baselines.config import FamilyConfig, SizeConfig, completed
 from baselines.interface import Mode, SequenceModel, State
 
@@ -97,11 +95,8 @@ class Mamba(SequenceModel):
 
     @property
     def kernel_path(self) -> str:
-        """`mamba-ssm` where its CUDA kernels run, `fused-cpu` where the C++ of this floor does, else `torch-scan`."""
-        weight = self.model.lm_head.weight
-        if kernels_for(weight) is not None:
-            return "mamba-ssm"
-        return "fused-cpu" if fits(weight, _fused_scan.SOURCE) else "torch-scan"
+        """Which scan takes the model's weights, see `_mamba_mixer.path_for`."""
+        return _mamba_mixer.path_for(self.model.lm_head.weight)
 
     def prefill(self, input_ids: Tensor, state: State | None = None, logits_to_keep: int = 1) -> tuple[Tensor, State]:
         """As in `SequenceModel`; transformers' Mamba calls its cache `cache_params`."""

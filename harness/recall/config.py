@@ -27,8 +27,8 @@ class RecallConfig:
     size: SizeConfig = field(default_factory=SizeConfig)
     task: str = "mqar"
     sizes: list[int] = field(default_factory=lambda: [4, 8, 16, 32, 64])
-    steps: int = 1000
-    tokens: int = 3072
+    steps: int = 3000
+    tokens: int = 768
     learning_rate: float = 3e-3
     test_rows: int = 64
     seed: int = 0
