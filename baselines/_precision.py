@@ -21,8 +21,9 @@ def at_least_float32(value: Tensor) -> Tensor:
 class RMSNorm(nn.Module):
     """Zhang & Sennrich, arXiv 1910.07467, equation 4; parameters as in transformers' norms."""
 
-    weight: nn.Parameter
-    variance_epsilon: float
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(width)), epsilon
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Scale `hidden_states` [..., H] to unit root mean square, then by the learned weight."""

@@ -13,6 +13,14 @@ from typing import Any, Self, TypeVar
 MATCHES = ("parameters", "train_flops", "state_bytes", "shape")
 
 
+class Unsupported(RuntimeError):
+    """A family that cannot run here (no GPU, a package not installed); the message, one line, says what it needs.
+
+    Raised by `candidates` or `parameters` (of sizes known or not), and by building or loading, it becomes a row of
+    status `unsupported`, and the comparison goes on.
+    """
+
+
 @dataclass
 class SizeConfig:
     """The budget that all models of a comparison share (config group `size`).

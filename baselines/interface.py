@@ -14,12 +14,14 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from baselines.config import FamilyConfig
 
@@ -27,12 +29,31 @@ State = Any
 Mode = Literal["train", "prefill", "step"]
 
 
+class Encoded(NamedTuple):
+    """Text as a model reads it: token ids [n], and of how many bytes each of them is the text [n]."""
+
+    ids: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+
+def bytes_as_tokens(text: bytes) -> Encoded:
+    """Each byte is a token, its id the byte's value."""
+    ids = np.frombuffer(text, np.uint8).astype(np.int64)
+    return Encoded(ids, np.ones_like(ids))
+
+
 class SequenceModel(ABC):
     """One causal language model with its state, its cost formulas and the name of the code path it runs on."""
 
     Config: ClassVar[type[FamilyConfig]]
-    continues: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+    """Whether models of this family are built and trained here; False: only loaded."""
+    continues: bool = True
     """Whether `prefill` can continue a state by more than one token; what cannot is marked and still timed."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """The tokenizer that a loaded model brings along; None: it reads bytes."""
+    exact_causality: bool = True
+    """Whether no bit of a logit depends on later tokens; where an FFT rounds across time the gate asks in float64."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -52,6 +73,15 @@ class SequenceModel(ABC):
     def vocab_size(self) -> int:
         """Number of token ids the model knows."""
         return int(self.model.config.vocab_size)
+
+    @property
+    def context_limit(self) -> int | None:
+        """Tokens beyond which the model must not be asked; None: there is no such limit."""
+        return None
+
+    def encode(self, text: bytes) -> Encoded:
+        """The tokens of `text`: its bytes, unless the model brings a tokenizer."""
+        return bytes_as_tokens(text)
 
     @property
     @abstractmethod
@@ -96,13 +126,9 @@ class SequenceModel(ABC):
             wanted = end - max(start, first)
             logits, state = self.prefill(input_ids[:, start:end], state, logits_to_keep=max(wanted, 1))
             if wanted > 0:
-                parts.append(
-                    F.cross_entropy(
-                        logits.to(torch.promote_types(logits.dtype, torch.float32)).transpose(1, 2),
-                        input_ids[:, end + 1 - wanted : end + 1],
-                        reduction="none",
-                    )
-                )
+                wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+                aims = input_ids[:, end + 1 - wanted : end + 1]
+                parts.append(F.cross_entropy(wide, aims.flatten(), reduction="none").view_as(aims))
         return torch.cat(parts, dim=1)
 
     def state_bytes(self, state: State) -> int:

@@ -18,7 +18,7 @@ def main() -> None:
 
         print(help_text())
         return
-    sys.exit(run_hydra(_compare))
+    sys.exit(run_hydra("config", _compare))
 
 
 def _compare(composed: DictConfig) -> int:
@@ -34,8 +34,8 @@ def _compare(composed: DictConfig) -> int:
     return run(config)
 
 
-def run_hydra(work: Callable[[DictConfig], int]) -> int:
-    """Compose every job of this command line and let `work` do it; the worst exit code of them."""
+def run_hydra(primary: str, work: Callable[[DictConfig], int]) -> int:
+    """Compose the primary config of that name for every job of this command line and do `work`; the worst exit code."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -58,7 +58,7 @@ def run_hydra(work: Callable[[DictConfig], int]) -> int:
             exit_codes.append(2)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=primary)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2

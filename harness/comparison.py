@@ -178,7 +178,10 @@ class Comparison:
         return family is not None and family.checkpoint is not None
 
     def _run(self, steps: dict[str, list[str]], keep_records: bool = True) -> None:
-        """Run each model's steps in order, several models at a time; a step that fails ends its model's line."""
+        """Run each model's steps in order, several models at a time; a step that fails ends its model's line.
+
+        A scoring convention that a model cannot be asked for is passed over.
+        """
         queue = [name for name, todo in steps.items() if todo]
         limit = self._places
         active: dict[Any, str] = {}
@@ -224,12 +227,14 @@ class Comparison:
         row.status, row.message = outcome.status, outcome.message
         if isinstance(values, Gate) and values.failed:
             row.status, row.message = "failed", "gate: " + "; ".join(map(str, values.failed))
+        goes_on = row.status == "ok" or (row.status == "unsupported" and step in self.config.measure.conventions)
         if row.status != "ok":
             self.display.say(f"{name:>14} {STAGES[step]}: {row.status}: {row.message}", style="red")
+        if not goes_on:
             self._let_go(name)
         if keep_record or (row.status != "ok" and name in self.models):
             self._keep(row)
-        return row.status == "ok"
+        return goes_on
 
     def _to_time(self, shape: Shape) -> list[str]:
         """The models to time at `shape`: all that passed the gate, or none if each of them has its row.
@@ -237,7 +242,8 @@ class Comparison:
         Never a part of them, so that rows of one shape were always taken in turn.
         """
         passed = [name for name in self.models if self._good(Gate.kind, name)]
-        return [] if all(self._good(shape.kind, name, shape.length, shape.batch) for name in passed) else passed
+        rows = (self.rows.get((shape.kind, name, shape.length, shape.batch)) for name in passed)
+        return [] if all(row is not None and row.status in ("ok", "unsupported") for row in rows) else passed
 
     def _warm(self, name: str, shape: Shape) -> bool:
         if name not in self.workers:

@@ -61,11 +61,12 @@ class Tuning(Values):
 
 @dataclass
 class Loaded(Values):
-    """A model that was loaded instead of trained."""
+    """A model that was loaded instead of trained; `context_limit` in its tokens, None where there is none."""
 
     kind: ClassVar[str] = "loaded"
     parameters: int
     checkpoint: str
+    context_limit: int | None = None
 
 
 @dataclass
@@ -100,8 +101,9 @@ class PositionCurve(Values):
     """NLL by position over whole test documents (convention `position`), kept per document × position.
 
     `nll_file` is a Parquet file relative to the run folder, one row a document, with columns `document` (name),
-    `nll` (list of float32, nats; element i is token i + 1 given tokens 0 … i) and `target_bytes` (list of int,
-    bytes of that token).
+    `nll` (list of float32, nats; element i is token i + 1 given tokens 0 … i), `target_bytes` (list of int, bytes of
+    that token) and `first_bytes` (those of token 0). `max_length` counts bytes: a model with a tokenizer of its own
+    reads the same bytes in its tokens.
     """
 
     kind: ClassVar[str] = "position"
@@ -111,6 +113,8 @@ class PositionCurve(Values):
     max_length: int
     train_length: int | None
     convention: str = "position"
+    bytes: int = 0
+    """Bytes of the documents that were read, 0 in rows of byte-level models from before there were others."""
 
 
 @dataclass
@@ -193,6 +197,25 @@ class Diagnostics(Values):
     documents: int
     stride: int
     curves: dict[str, list[list[float]]]
+
+
+@dataclass
+class Recall(Values):
+    """A small model on a made task of recall: `accuracy` of its answers at each of `sizes`, over `test_rows` sequences.
+
+    `state_bytes` is what it carries after the longest sequence, `chance` the accuracy of a guess.
+    """
+
+    kind: ClassVar[str] = "recall"
+    task: str
+    sizes: list[int]
+    accuracy: list[float]
+    chance: float
+    test_rows: int
+    steps: int
+    parameters: int
+    state_bytes: int
+    cpu_seconds: float
 
 
 @dataclass

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from baselines.budget import WORDS, Budget
-from baselines.config import FamilyConfig
+from baselines.config import FamilyConfig, Unsupported
 from harness.comparison import Comparison
 from harness.config import RunConfig
 from harness.data.tokens import TokenStore
@@ -31,7 +31,10 @@ from harness.records import Conditions, Finish
 
 
 def run(config: RunConfig) -> int:
-    """Do the whole job of one seed; exit code 0, or 1 after a failed row. ValueError for a config that cannot be."""
+    """Do the whole job of one seed; exit code 0, or 1 after a failed row; ValueError for a config that cannot be.
+
+    A model that is unsupported here has a row that says so, which is no failure.
+    """
     started = time.perf_counter()
     console = Console()
     device = resolve_device(config)
@@ -54,7 +57,7 @@ def run(config: RunConfig) -> int:
     for row in failures:
         console.print(f"[red]{row.model}: {row.kind} {row.status}[/red] {row.message}", highlight=False)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
-    return 1 if failures else 0
+    return 1 if any(row.status != "unsupported" for row in failures) else 0
 
 
 def resolve_device(config: RunConfig) -> str:
@@ -77,22 +80,28 @@ def check_lengths(config: RunConfig, tokens: TokenStore) -> None:
 
 
 def check_checkpoints(config: RunConfig) -> None:
-    """ValueError if a named checkpoint is neither a model's folder nor a hub name of the form owner/name."""
+    """ValueError if a checkpoint is neither a model's folder, a GGUF file nor a hub name of the form owner/name."""
     for name, family in config.model.items():
         if family.checkpoint is None or (Path(family.checkpoint) / "config.json").exists():
+            continue
+        if Path(family.checkpoint).suffix == ".gguf" and Path(family.checkpoint).is_file():
             continue
         key = f"model.{name}.checkpoint={family.checkpoint}"
         if Path(family.checkpoint).is_dir():
             raise ValueError(f"{key}: no config.json in that folder; give the folder that save_pretrained wrote")
         if not re.fullmatch(r"[\w-]+/[\w.-]+", family.checkpoint):
-            raise ValueError(f"{key}: no such folder, nor a hub name of the form owner/name")
+            raise ValueError(f"{key}: no such folder or .gguf file, nor a hub name of the form owner/name")
 
 
 def sized_models(config: RunConfig, vocab_size: int) -> dict[str, FamilyConfig]:
-    """Each model to be trained at the setting that meets the budget; what is loaded stays as it is."""
-    models: dict[str, FamilyConfig] = config.model
+    """Each model to be trained at the setting that meets the budget; what is loaded, or cannot run, as it is."""
+    models: dict[str, FamilyConfig] = dict(config.model)
     budget = Budget(config.size, vocab_size, config.train.length)
-    return {name: family if family.checkpoint else budget.fit(name, family) for name, family in models.items()}
+    for name, family in models.items():
+        if not family.checkpoint:
+            with contextlib.suppress(Unsupported):  # building it says so again, in a row
+                models[name] = budget.fit(name, family)
+    return models
 
 
 @contextlib.contextmanager
@@ -129,7 +138,8 @@ def overview(config: RunConfig, tokens: TokenStore, device: str) -> Table:
     for name, family in config.model.items():
         count, cost = "", ""
         if not family.checkpoint:
-            count, cost = f"{family.parameters(tokens.vocab_size):,}", f"{budget.cost(family):,}" if matched else ""
+            with contextlib.suppress(Unsupported):
+                count, cost = f"{family.parameters(tokens.vocab_size):,}", f"{budget.cost(family):,}" if matched else ""
         how = f"loaded from {family.checkpoint}" if family.checkpoint else f"{recipe.tokens:,} tokens × {recipe.length}"
         table.add_row(name, family.family, count, *([cost] if matched else []), how)
     return table

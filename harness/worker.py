@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
+from baselines.config import Unsupported
 from harness.records import Status
 
 
@@ -126,9 +127,11 @@ def _die_with_parent() -> None:
 
 
 def status_of(error: Exception) -> Status:
-    """The row's status for an exception: oom, nan or failed."""
+    """The row's status for an exception: unsupported, oom, nan or failed."""
     import torch
 
+    if isinstance(error, Unsupported):
+        return "unsupported"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return "oom"
     return "nan" if isinstance(error, ArithmeticError) else "failed"

@@ -33,7 +33,7 @@ def main() -> None:
         return
     from harness.cli import run_hydra
 
-    sys.exit(run_hydra(gate_models))
+    sys.exit(run_hydra("config", gate_models))
 
 
 def gate_models(composed: DictConfig) -> int:

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines import _mamba_kernels, _mamba_model, _series, mamba, transformer
+from baselines import _mamba_kernels, _mamba_mixer, _mamba_model, _series, transformer
 from baselines.config import SizeConfig, fit_to_size
 from baselines.mamba import Config, Mamba
 from tests.baselines import checks
@@ -302,7 +302,7 @@ def reference_kernels() -> _mamba_kernels.MambaKernels:
 def test_mamba_ssm_kernels_are_called_as_they_are_documented(model: Mamba, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.forward(tokens(3, 29))
     assert model.kernel_path == "fused-cpu"
-    for module in (_mamba_model, mamba):
+    for module in (_mamba_model, _mamba_mixer):
         monkeypatch.setattr(module, "kernels_for", lambda x: reference_kernels())
     assert model.kernel_path == "mamba-ssm"
     torch.testing.assert_close(model.forward(tokens(3, 29)), expected, rtol=0, atol=1e-5)

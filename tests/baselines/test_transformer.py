@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,13 @@ from tests.baselines.checks import VOCAB, tokens
 CONFIG = Config(hidden_size=24, num_layers=2, head_dim=6, intermediate_size=40)
 
 
-@pytest.fixture(scope="module")
-def model() -> Transformer:
+@pytest.fixture(scope="module", params=[None, 2], ids=["one for each", "shared"])
+def model(request: pytest.FixtureRequest) -> Transformer:
     torch.manual_seed(0)
-    return checks.disturb(Transformer.build(CONFIG, VOCAB))
+    config = dataclasses.replace(CONFIG, num_kv_heads=request.param)
+    made = Transformer.build(config, VOCAB)
+    assert config.parameters(VOCAB) == sum(p.numel() for p in made.model.parameters())
+    return checks.disturb(made)
 
 
 def test_logits_and_gradients_are_those_of_transformers(model: Transformer) -> None:
@@ -94,14 +98,23 @@ def test_sizes_are_met(parameters: int, hidden_size: int, num_layers: int, vocab
     assert abs(fitted.parameters(vocab_size) / parameters - 1) < 0.02
 
 
-@pytest.mark.parametrize("options", [{"num_layers": 0}, {"head_dim": 5}, {"hidden_size": 20, "head_dim": 8}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_kv_heads": 0},
+        {"hidden_size": 24, "head_dim": 6, "num_kv_heads": 3},
+        {"num_layers": 0},
+        {"head_dim": 5},
+        {"hidden_size": 20, "head_dim": 8},
+    ],
+)
 def test_impossible_options_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"^transformer: [a-z_]+="):
         Config(**options)
 
 
 def test_flops_are_what_torch_counts_less_the_pairs_that_the_mask_hides(model: Transformer) -> None:
-    eager = checks.disturb(Transformer.build(CONFIG, VOCAB))
+    eager = checks.disturb(Transformer(copy.deepcopy(model.model)))
     eager.model.set_attn_implementation("eager")
     assert (model.kernel_path, eager.kernel_path) == ("sdpa", "eager")
     length = 19
@@ -113,7 +126,7 @@ def test_flops_are_what_torch_counts_less_the_pairs_that_the_mask_hides(model: T
 
 @torch.no_grad()
 def test_the_state_is_keys_and_values_and_after_steps_room_for_some_more(model: Transformer) -> None:
-    token = 2 * 4 * 3 * 24 * 2
+    token = 2 * 4 * 3 * 6 * model.model.config.num_key_value_heads * 2
     for length in (5, 50):
         _, state = model.prefill(tokens(3, length))
         assert model.state_bytes(state) == token * length

@@ -52,7 +52,7 @@ def test_flags_may_stand_anywhere() -> None:
         ("+foo=1", "foo: no such key; choose one of allow_unlike, data"),
         ("train.tokns=5", "train.tokns: no such key; choose one of batch_size, beta1"),
         ("train.tokens=abc", "train.tokens: Value 'abc'"),
-        ("model=tttt", "model=tttt: no such option; choose one of gru, "),
+        ("model=tttt", "model=tttt: no such option; choose one of attention_global, "),
         ("model=[gru,tttt]", "model=tttt: no such option; choose one of"),
         ("model=[]", "model=[] selects no model"),
         ("model.gru.hiden=3", "model.gru.hiden: no such key; choose one of checkpoint, family, hidden_size"),

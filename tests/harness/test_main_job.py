@@ -89,12 +89,16 @@ def test_what_is_done_is_not_done_again(small: RunConfig) -> None:
 
 
 def test_faults_become_rows_and_the_comparison_goes_on(small: RunConfig) -> None:
-    faults = ["crash", "oom", "nan", "acausal", "oom at 64"]
+    faults = ["unsupported", "crash", "oom", "nan", "acausal", "oom at 64"]
     small.model |= {fault.replace(" ", "_"): broken(fault) for fault in faults}
     assert run(small) == 1
     found = rows(small)
     status = {name: row.status for (kind, name, _), row in found.items() if kind == "training"}
-    assert status == {"gru": "ok", "crash": "crashed", "oom": "oom", "nan": "nan", "acausal": "ok", "oom_at_64": "ok"}
+    assert status == {
+        "gru": "ok", "unsupported": "unsupported", "crash": "crashed", "oom": "oom", "nan": "nan",
+        "acausal": "ok", "oom_at_64": "ok",
+    }  # fmt: skip
+    assert found["training", "unsupported", 0].message == "Unsupported: needs a quantum computer"
     assert "signal 11" in found["training", "crash", 0].message
     assert found["training", "oom", 0].message == "MemoryError: no room for the weights"
     assert found["gate", "acausal", 0].status == "failed"

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -133,6 +134,41 @@ def test_nll_file_is_read_back_in_the_order_of_names(tmp_path: Path) -> None:
     assert scores.documents == ["doc00", "doc01"]
     assert scores.lengths.tolist() == [3, 1]
     np.testing.assert_array_equal(scores.nll, [[1, 2, 3], [4, math.nan, math.nan]])
+
+
+def test_a_tokens_loss_is_spread_over_its_bytes(tmp_path: Path) -> None:
+    columns = {
+        "document": ["a", "b", "c"],
+        "nll": [[6.0, 1.0, 4.0], [2.0], []],
+        "target_bytes": pa.array([[3, 0, 2], [2], []], pa.list_(pa.uint16())),
+        "first_bytes": [2, 0, 4],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "nll.parquet")
+    scores = read_scores(tmp_path / "nll.parquet")
+    assert scores.lengths.tolist() == [6, 1, 0]
+    np.testing.assert_array_equal(scores.nll[0], [0, 2, 2, 2, 2.5, 2.5])
+    np.testing.assert_array_equal(scores.scored[0], [0, 1, 1, 1, 1, 1])
+    assert scores.nll[1, 0] == 1
+
+
+def test_models_of_different_tokens_compare_by_bytes_and_where_they_did_not_read_the_same_there_is_no_difference(
+    tmp_path: Path,
+) -> None:
+    _scored(tmp_path, "one", 0, [np.full(64, 1.0)] * 6)
+    _scored(tmp_path, "two", 0, [np.full(64, 1.0)] * 6)
+    columns = {
+        "document": [f"doc{i:02d}" for i in range(6)],
+        "nll": [[1.5] * 21] * 6,
+        "target_bytes": pa.array([[3] * 21] * 6, pa.list_(pa.uint16())),
+        "first_bytes": [2] * 6,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "two-0.parquet")
+    curves = Curves(collect([tmp_path]))
+    np.testing.assert_allclose(curves.nats_per_byte("two").value, 0.5)
+    difference = curves.difference("two", "one").value
+    assert np.isnan(difference[-1])
+    np.testing.assert_allclose(difference[:-1], -0.5)
+    assert np.isnan(curves.nats_per_byte_within("two", "one").value).all()
 
 
 def test_a_nan_in_the_scores_is_shown_as_such(tmp_path: Path) -> None:
