@@ -29,13 +29,14 @@ def recall_map(run: Run, recalled: Recall) -> Drawn | None:
         values = {name: _measure(recalled, name, task, recalled.cells).value for name in models}
         scale = Normalize(*_range(task, np.concatenate(list(values.values()))))
         for ax, name in zip(column, models, strict=True):
-            image = ax.imshow(
-                values[name].reshape(recalled.cells.shape).T, cmap=_MAP, norm=scale, aspect="auto", origin="upper"
-            )
+            cells = values[name].reshape(recalled.cells.shape).T
+            mesh = ax.pcolormesh(cells, cmap=_MAP, norm=scale, edgecolors="face", linewidth=0.2)
             _frame(ax, recalled)
         column[0].set_title(task)
         column[-1].set_xlabel("context (tokens)")
-        bar = figure.colorbar(image, ax=list(column), location="bottom", aspect=30, label=_label(task))
+        bar = figure.colorbar(mesh, ax=list(column), location="bottom", aspect=30, label=_label(task))
+        assert bar.solids is not None
+        bar.solids.set(rasterized=False, edgecolor="face")
         ticks = linear_ticks(scale.vmin or 0.0, scale.vmax or 1.0, fewest=3)
         bar.set_ticks(ticks, labels=numbers(ticks))
     for row, name in zip(grid, models, strict=True):
@@ -114,13 +115,14 @@ def _frame(ax: Axes, recalled: Recall) -> None:
     ax.grid(visible=False)
     every = -(-len(recalled.lengths) // 5)
     places = range(0, len(recalled.lengths), every)
-    ax.set_xticks(list(places), [_short(recalled.lengths[k]) for k in places])
+    ax.set_xticks([k + 0.5 for k in places], [_short(recalled.lengths[k]) for k in places])
     rows = sorted({0, (len(recalled.depths) - 1) // 2, len(recalled.depths) - 1})
-    ax.set_yticks(rows, [str(recalled.depths[k]) for k in rows])
+    ax.set_ylim(len(recalled.depths), 0)
+    ax.set_yticks([k + 0.5 for k in rows], [str(recalled.depths[k]) for k in rows])
     within = sum(length <= recalled.trained for length in recalled.lengths) if recalled.trained else 0
     if 0 < within < len(recalled.lengths):
-        ax.axvline(within - 0.5, color="black", linewidth=1.2)
-        ax.axvline(within - 0.5, color="white", linewidth=1.2, linestyle=(0, (3, 2)))
+        ax.axvline(within, color="black", linewidth=1.2)
+        ax.axvline(within, color="white", linewidth=1.2, linestyle=(0, (3, 2)))
 
 
 def _short(length: int) -> str:
