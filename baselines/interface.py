@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -117,19 +118,27 @@ class SequenceModel(ABC):
         carry the state between, so memory stays bounded by the state and one segment of logits at any length.
         Log-softmax in float32, or the model's float64.
         """
+        parts = [
+            F.cross_entropy(logits.flatten(0, 1), aims.flatten(), reduction="none").view_as(aims)
+            for logits, aims in self.read(input_ids, segment, targets)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def read(
+        self, input_ids: Tensor, segment: int = 1024, targets: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `score` is taken from: logits [B, n, V] and the tokens [B, n] they are about, a segment at a time."""
         length = input_ids.shape[1]
         first = 0 if targets is None else length - 1 - targets
         size = segment if self.continues else length
-        state, parts = None, []
+        state = None
         for start in range(0, length - 1, size):
             end = min(start + size, length - 1)
             wanted = end - max(start, first)
             logits, state = self.prefill(input_ids[:, start:end], state, logits_to_keep=max(wanted, 1))
             if wanted > 0:
-                wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-                aims = input_ids[:, end + 1 - wanted : end + 1]
-                parts.append(F.cross_entropy(wide, aims.flatten(), reduction="none").view_as(aims))
-        return torch.cat(parts, dim=1)
+                wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                yield wide, input_ids[:, end + 1 - wanted : end + 1]
 
     def state_bytes(self, state: State) -> int:
         """Bytes of all distinct tensors that `state` holds, counted on the object itself."""

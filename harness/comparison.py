@@ -26,6 +26,7 @@ from harness.records import (
     Loaded,
     Record,
     RecordStore,
+    TextRecall,
     Training,
     Tuning,
     Values,
@@ -35,7 +36,7 @@ from harness.worker import Outcome, Worker, server_context
 
 STAGES = {
     "obtain": "train", "gate": "gate", "position": "score", "fixed_target": "contexts", "window": "windows",
-    "dynamic": "adapt", "lm_eval": "lm-eval", "diagnostics": "diagnose",
+    "dynamic": "adapt", "text_recall": "recall", "lm_eval": "lm-eval", "diagnostics": "diagnose",
 }  # fmt: skip
 
 
@@ -144,8 +145,9 @@ class Comparison:
         if job.family is None:
             return [kind for kind in conventions if not self._good(kind, job.name)]
         dynamic = [Dynamic.kind] if self.config.measure.dynamic.method != "none" else []
+        recall = [TextRecall.kind] if self.config.measure.recall.tasks else []
         tasks = [LmEval.kind] if self.config.tasks else []
-        kinds = (Gate.kind, *conventions, *dynamic, *tasks, Diagnostics.kind)
+        kinds = (Gate.kind, *conventions, *dynamic, *recall, *tasks, Diagnostics.kind)
         steps = [kind for kind in kinds if not self._good(kind, job.name)]
         obtained = self._good(Loaded.kind if self._loads(job.name) else Training.kind, job.name)
         return ["obtain", *steps] if steps or not obtained else []

@@ -187,6 +187,27 @@ class LmEval(Values):
 
 
 @dataclass
+class TextRecall(Values):
+    """Zero-shot recall by task: what a model made of a key in its context, and of the same context without it.
+
+    `nll` (nats per answer token) and `right` (answer tokens that were the likeliest) are lengths × depths × repeats,
+    `nll_without` the key lengths × repeats. `distances` (lengths × depths) are tokens from the answer in the key to
+    where it is asked for, `depths` percent. An answer is right if all its `answer_tokens` are.
+    """
+
+    kind: ClassVar[str] = "text_recall"
+    lengths: list[int]
+    depths: list[int]
+    repeats: int
+    train_length: int | None
+    answer_tokens: dict[str, int] = field(default_factory=dict)
+    distances: dict[str, list[list[int]]] = field(default_factory=dict)
+    nll: dict[str, list[list[list[float]]]] = field(default_factory=dict)
+    nll_without: dict[str, list[list[float]]] = field(default_factory=dict)
+    right: dict[str, list[list[list[int]]]] = field(default_factory=dict)
+
+
+@dataclass
 class Diagnostics(Values):
     """What a model reports of itself while it reads: named curves over position, empty where a family has none.
 

@@ -26,6 +26,7 @@ from baselines.config import FamilyConfig, Unsupported
 from harness.comparison import Comparison
 from harness.config import RunConfig
 from harness.data.tokens import TokenStore
+from harness.measure.recall.tasks import check_text
 from harness.progress import Display
 from harness.records import Conditions, Finish
 
@@ -72,11 +73,14 @@ def resolve_device(config: RunConfig) -> str:
 
 
 def check_lengths(config: RunConfig, tokens: TokenStore) -> None:
-    """ValueError if no test document reaches the context that is to be measured."""
+    """ValueError if no test document reaches the context that is to be measured, or all together that of recall."""
     longest = max(len(document.ids) for document in tokens.documents("test"))
     if config.max_length > longest:
         key = "measure.max_length" if config.measure.max_length else "measure.max_length (8 × train.length)"
         raise ValueError(f"{key} is {config.max_length} tokens, but the longest test document has {longest}")
+    recall = config.measure.recall
+    if recall.tasks:
+        check_text(tokens.documents("test")[: config.measure.documents], recall.contexts(config.max_length)[-1])
 
 
 def check_checkpoints(config: RunConfig) -> None:

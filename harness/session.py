@@ -34,6 +34,7 @@ from harness.measure.dynamic.evaluation import dynamic_evaluation
 from harness.measure.fixed_target import fixed_target
 from harness.measure.nll_file import Advance, Score
 from harness.measure.position import position_curve
+from harness.measure.recall.evaluation import judged, text_recall
 from harness.measure.scenarios import DecodeScenario, PrefillScenario, Scenario, TrainStepScenario
 from harness.measure.window import windowed
 from harness.records import (
@@ -44,6 +45,7 @@ from harness.records import (
     LmEval,
     Loaded,
     PositionCurve,
+    TextRecall,
     Training,
     Values,
     Window,
@@ -254,6 +256,17 @@ class ModelSession(Session):
             self.baseline, self._documents()[: dynamic.documents], self.tokens.documents("train"), dynamic,
             min(dynamic.max_length or self.config.max_length, self.config.max_length), self.train_length(),
             self.job.folder / "dynamic.parquet", self.config.run_folder, self._advance(),
+        )  # fmt: skip
+
+    def text_recall(self) -> TextRecall:
+        """Keys hidden in text of the test documents, asked for."""
+
+        def judge(rows: np.ndarray, targets: int) -> tuple[np.ndarray, np.ndarray]:
+            return judged(self.measured, torch.from_numpy(rows.astype(np.int64)).to(self.job.device), targets)
+
+        return text_recall(
+            judge, self._documents(), self.config.measure.recall, self.config.max_length, self.train_length(),
+            self._advance(),
         )  # fmt: skip
 
     def lm_eval(self) -> LmEval:

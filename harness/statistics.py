@@ -126,6 +126,16 @@ def holm(p: Floats) -> Floats:
     return adjusted
 
 
+def wilson(share: Floats, trials: int, level: float = LEVEL) -> tuple[Floats, Floats]:
+    """Ends of the interval of a probability when a `share` of `trials` succeeded: not empty at a share of 0 or 1.
+
+    With z = Φ⁻¹((1 + level) / 2), (p + z²/2n ± z √(p (1 - p) / n + z²/4n²)) / (1 + z²/n) (Wilson 1927).
+    """
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2 / trials
+    middle, half = share + z2 / 2, np.sqrt(z2 * (share * (1 - share) + z2 / 4))
+    return np.maximum((middle - half) / (1 + z2), 0.0), np.minimum((middle + half) / (1 + z2), 1.0)
+
+
 @functools.cache
 def tail_area(documents: int, level: float = LEVEL) -> float:
     """Percentile at which to cut each tail: Φ(-√(n / (n - 1)) t), a little less than (1 - level) / 2 for small n.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from harness.measure.dynamic.config import DynamicConfig
+from harness.measure.recall.config import RecallConfig
 
 CONVENTIONS = ("position", "fixed_target", "window")
 """How perplexity is scored; each is a module of `harness.measure`."""
@@ -18,8 +19,8 @@ class MeasureConfig:
     times the training length); `documents`: at most so many test documents (None: all); `targets`: tokens of each
     document scored under `fixed_target`; `window` and `stride` in tokens (None: the training length; the window);
     `task_limit`: samples of each task of lm-eval (None: all); `dynamic`: whether and how models go on learning while
-    they are tested. Timings go on until each model has at least `repeats` timed calls and `seconds` of timed work at
-    each shape, the models taking turns.
+    they are tested; `recall`: whether and how they are asked for what stood in their context. Timings go on until each
+    model has at least `repeats` timed calls and `seconds` of timed work at each shape, the models taking turns.
     """
 
     max_length: int | None = None
@@ -30,6 +31,7 @@ class MeasureConfig:
     stride: int | None = None
     task_limit: int | None = None
     dynamic: DynamicConfig = field(default_factory=DynamicConfig)
+    recall: RecallConfig = field(default_factory=RecallConfig)
     ngrams: list[int] = field(default_factory=lambda: [3, 4])
     timing: bool = True
     prefill_lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])

@@ -32,6 +32,7 @@ from harness.report.details import all_buckets, all_diagnostics, all_timings, se
 from harness.report.figures import draw
 from harness.report.figures.axes import Drawn
 from harness.report.likeness import require_alike
+from harness.report.recall import Recall, recall, recall_cells
 from harness.report.significance import context_gain, conventions, significance
 from harness.report.summary import differences, summary
 from harness.report.tables import Table, to_csv, to_latex, to_markdown
@@ -49,14 +50,14 @@ def render(folders: Path | Sequence[Path], allow_unlike: Sequence[str] = ()) -> 
     """
     several = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
     run, note = require_alike(collect(several), allow_unlike)
-    curves, contexts, adapting = Curves(run), Contexts(run), Adapting(run)
+    curves, contexts, adapting, recalled = Curves(run), Contexts(run), Adapting(run), Recall(run)
     out = Path(os.path.commonpath([folder.resolve() for folder in several])) / "report"
     if (out / "report.html").exists():
         shutil.rmtree(out)
     for part in ("figures", "tables"):
         (out / part).mkdir(parents=True, exist_ok=True)
-    figures = [_noted(figure, note) for figure in draw(run, curves, contexts, adapting, out / "figures")]
-    tables = [_noted(table, note) for table in make_tables(run, curves, contexts, adapting)]
+    figures = [_noted(figure, note) for figure in draw(run, curves, contexts, adapting, recalled, out / "figures")]
+    tables = [_noted(table, note) for table in make_tables(run, curves, contexts, adapting, recalled)]
     for table in tables:
         for ending, write in (("csv", to_csv), ("tex", to_latex), ("md", to_markdown)):
             (out / "tables" / f"{table.name}.{ending}").write_text(write(table), encoding="utf-8")
@@ -66,13 +67,13 @@ def render(folders: Path | Sequence[Path], allow_unlike: Sequence[str] = ()) -> 
     return page
 
 
-def make_tables(run: Run, curves: Curves, contexts: Contexts, adapting: Adapting) -> list[Table]:
+def make_tables(run: Run, curves: Curves, contexts: Contexts, adapting: Adapting, recalled: Recall) -> list[Table]:
     """Every table that the records allow, in the order of the page."""
     made = [
         summary(run, curves), quality_against_cost(run, curves), context_gain(run, contexts), differences(run, curves),
-        significance(run, curves), conventions(run, curves), dynamic(run, adapting), benchmarks(run),
-        seeds(run, curves), gate(run), conditions(run), tuning(run), job(run), provenance(run),
-        all_buckets(curves), all_timings(run), all_diagnostics(run),
+        significance(run, curves), conventions(run, curves), dynamic(run, adapting), recall(recalled), benchmarks(run),
+        seeds(run, curves), gate(run), conditions(run), tuning(run), job(run), provenance(run), all_buckets(curves),
+        all_timings(run), recall_cells(recalled), all_diagnostics(run),
     ]  # fmt: skip
     return [table for table in made if table is not None]
 

@@ -25,6 +25,7 @@ from harness.records import (
     Record,
     RecordStore,
     Status,
+    TextRecall,
     Training,
     TrainStep,
     Values,
@@ -131,6 +132,23 @@ def _adapted(folder: Path, name: str, seed: int, documents: int) -> Dynamic:
     )
 
 
+def _recalled(name: str, seed: int) -> TextRecall:
+    """Keys within 600 tokens are found (by the transformer: within its training length), others mostly not."""
+    generator = np.random.default_rng([23, MODELS.index(name), seed])
+    reach = TRAIN_LENGTH if name == "transformer" else 600
+    lengths, depths, repeats = [128, 256, 512, 1024, 2048], [0, 25, 50, 75, 100], 10
+    found = TextRecall(lengths, depths, repeats, TRAIN_LENGTH)
+    for task, answer in (("passkey", 5), ("repetition", 48)):
+        distances = np.array([[round(n - (n - 90) * depth / 100) for depth in depths] for n in lengths])
+        near = generator.random((*distances.shape, repeats)) < np.where(distances < reach, 0.95, 0.1)[..., None]
+        without = 2.0 + generator.gamma(1.0, 0.1, (len(lengths), repeats))
+        found.answer_tokens[task], found.distances[task] = answer, distances.tolist()
+        found.nll_without[task] = without.tolist()
+        found.nll[task] = np.where(near, 0.1, without[:, None] - generator.normal(0, 0.02, near.shape)).tolist()
+        found.right[task] = np.where(near, answer, answer - 3).tolist()
+    return found
+
+
 def _add_quality(store: RecordStore, name: str, seed: int, documents: int) -> None:
     index, generator = MODELS.index(name), np.random.default_rng([7, seed])
     tokens = np.arange(4096, 409_601, 4096)
@@ -160,6 +178,7 @@ def _add_quality(store: RecordStore, name: str, seed: int, documents: int) -> No
     _add(store, name, seed, scored := _scored(store.folder, name, seed, documents, 1.1 + 0.04 * index))
     _add(store, name, seed, _given(store.folder, name, seed, documents, 1.1 + 0.04 * index))
     _add(store, name, seed, _adapted(store.folder, name, seed, documents))
+    _add(store, name, seed, _recalled(name, seed))
     metrics = {"acc": 0.5 + 0.05 * index + 0.02 * seed, "acc_stderr": 0.03}
     _add(store, name, seed, LmEval({"continuation": metrics}, {"continuation": 200}, {"continuation": 0}))
     _add(store, name, seed, Window(scored.nll_file, documents, scored.tokens, TRAIN_LENGTH, 64, TRAIN_LENGTH))

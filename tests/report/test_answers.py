@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.records import Record, RecordStore, TextRecall
 from harness.report.adapting import Adapting, dynamic
 from harness.report.benchmarks import benchmarks
 from harness.report.collect import Run, collect
 from harness.report.contexts import Contexts
 from harness.report.curves import Curves
+from harness.report.recall import Recall, recall
 from harness.report.significance import context_gain, conventions, significance
 from harness.report.tables import Table
 from tests.report.sample import CONTEXTS, MODELS, build
@@ -92,3 +94,36 @@ def test_benchmarks_are_the_mean_over_seeds_with_the_samples_error(run: Run) -> 
     mamba = found["mamba"]
     assert mamba.value == pytest.approx(0.56)  # type: ignore[attr-defined]
     assert mamba.high - mamba.value == pytest.approx(1.96 * 0.03, rel=1e-3)  # type: ignore[attr-defined]
+
+
+def test_recall_is_counted_by_hand_and_reaches_as_far_as_its_threshold(run: Run, folder: Path) -> None:
+    recalled = Recall(run)
+    table = recall(recalled)
+    rows = [r for r in RecordStore(folder) if r.model == "mamba" and isinstance(r.values, TextRecall)]
+    right = np.mean([np.array(r.values.right["passkey"]) == 5 for r in rows], axis=(0, 3))  # type: ignore[union-attr]
+    found = row(table, task="passkey", model="mamba")
+    assert found["accuracy_longest"].value == pytest.approx(right[-1].mean())  # type: ignore[attr-defined]
+    assert right[:3].mean(axis=1).min() >= 0.85 > right[3].mean()
+    assert found["effective"] == 512
+    assert row(table, task="passkey", model="transformer")["effective"] == 128
+    by = [[np.array(part["repetition"]) for part in (r.values.nll_without, r.values.nll)] for r in rows]  # type: ignore[union-attr]
+    gains = np.mean([(without[:, None] - nll) / np.log(2) for without, nll in by], axis=0)
+    repeated = row(table, task="repetition", model="mamba")
+    assert repeated["gain_shortest"].value == pytest.approx(gains[0].mean())  # type: ignore[attr-defined]
+    slices, middles = recalled.by_distance("repetition")
+    near = recalled.gain("mamba", "repetition", slices).value[0]
+    assert near == pytest.approx(gains[slices == 0].mean())
+    assert 64 <= middles[0] < 128
+
+
+def test_recall_of_different_questions_is_not_put_side_by_side(tmp_path: Path) -> None:
+    def other(record: Record) -> Record:
+        if isinstance(record.values, TextRecall) and record.model == "mamba":
+            record.values.depths[0] = 10
+        return record
+
+    store = RecordStore(tmp_path)
+    for record in RecordStore(build(tmp_path / "made", seeds=(0,), documents=5)):
+        store.append(other(record))
+    with pytest.raises(ValueError, match="models were asked different questions of recall"):
+        Recall(collect([tmp_path]))

@@ -23,7 +23,9 @@ from harness.report.contexts import Contexts
 from harness.report.curves import Curves
 from harness.report.figures import decode, dynamic, fixed_target, position, prefill, quality_cost, training
 from harness.report.figures.axes import linear_ticks, numbers, round_ticks, spread
+from harness.report.figures.recall import recall_map, recall_slices
 from harness.report.figures.training import running_mean
+from harness.report.recall import Recall
 from harness.report.style import LOOKS, STYLE, looks, rank
 from harness.report.summary import headlines
 from harness.report.timings import timings
@@ -79,7 +81,8 @@ def texts(run: Run) -> list[tuple[Bbox, list[tuple[str, Bbox]]]]:
     with matplotlib.style.context(STYLE, after_reset=True):
         made = [
             position(run, curves), fixed_target(run, Contexts(run)), prefill(run), decode(run), training(run, curves),
-            quality_cost(run, curves), dynamic(run, Adapting(run)),
+            quality_cost(run, curves), dynamic(run, Adapting(run)), recall_slices(run, Recall(run)),
+            recall_map(run, Recall(run)),
         ]  # fmt: skip
         assert None not in made
         return [(drawn.figure.bbox, _texts(drawn.figure)) for drawn in made if drawn]

@@ -20,10 +20,13 @@ from harness.records import Decode, Prefill, RecordStore
 from harness.report import terminal_summary
 from tests.report.sample import FLOORS, MODELS, nll_of
 
-FIGURES = ("perplexity", "fixed-target", "prefill", "decode", "training", "quality-cost", "adapting")
+FIGURES = (
+    "perplexity", "fixed-target", "prefill", "decode", "training", "quality-cost", "adapting", "recall-slices",
+    "recall-map",
+)  # fmt: skip
 TABLES = (
-    "summary", "cost", "context-gain", "differences", "significance", "conventions", "dynamic", "lm-eval", "seeds",
-    "gate", "conditions", "job", "provenance", "curves", "timings",
+    "summary", "cost", "context-gain", "differences", "significance", "conventions", "dynamic", "recall", "lm-eval",
+    "seeds", "gate", "conditions", "job", "provenance", "curves", "timings", "recall-cells",
 )  # fmt: skip
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 

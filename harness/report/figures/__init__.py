@@ -19,19 +19,24 @@ from harness.report.figures.axes import Drawn
 from harness.report.figures.cost import decode, prefill
 from harness.report.figures.diagnostics import diagnostics
 from harness.report.figures.quality import fixed_target, position
+from harness.report.figures.recall import recall_map, recall_slices
 from harness.report.figures.tradeoff import quality_cost
 from harness.report.figures.training import training
+from harness.report.recall import Recall
 from harness.report.style import STYLE
 
 _METADATA = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
 
 
-def draw(run: Run, curves: Curves, contexts: Contexts, adapting: Adapting, folder: Path) -> list[Drawn]:
+def draw(
+    run: Run, curves: Curves, contexts: Contexts, adapting: Adapting, recalled: Recall, folder: Path
+) -> list[Drawn]:
     """Draw every figure that the records allow into `folder`, each as NAME.svg, NAME.png and NAME.pdf."""
     with matplotlib.style.context(STYLE, after_reset=True):
         made = [
             position(run, curves), fixed_target(run, contexts), prefill(run), decode(run), training(run, curves),
-            quality_cost(run, curves), dynamic(run, adapting), diagnostics(run),
+            quality_cost(run, curves), dynamic(run, adapting), recall_slices(run, recalled),
+            recall_map(run, recalled), diagnostics(run),
         ]  # fmt: skip
         drawn = [figure for figure in made if figure is not None]
         for figure in drawn:
