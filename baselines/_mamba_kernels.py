@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,20 @@ class MambaKernels(NamedTuple):
 def kernels_for(x: Tensor) -> MambaKernels | None:
     """The kernels that can take `x`; none for a CPU or for float64."""
     return _installed() if x.is_cuda and x.dtype != torch.float64 else None
+
+
+def ssd_kernel_for(x: Tensor) -> Callable[..., Any] | None:
+    """mamba-ssm's `mamba_chunk_scan_combined` (Mamba-2) if it can take `x`; layouts [B, L, heads, P], [B, L, G, N]."""
+    return _installed_ssd() if x.is_cuda and x.dtype != torch.float64 else None
+
+
+@functools.cache
+def _installed_ssd() -> Callable[..., Any] | None:
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    except ImportError:
+        return None
+    return mamba_chunk_scan_combined
 
 
 @functools.cache

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from baselines import _fused_norm
+from baselines._series import fits
+
 
 def at_least_float32(value: Tensor) -> Tensor:
     """`value` in float32, or in float64 if it already is."""
@@ -18,11 +21,14 @@ def at_least_float32(value: Tensor) -> Tensor:
 class RMSNorm(nn.Module):
     """Zhang & Sennrich, arXiv 1910.07467, equation 4; parameters as in transformers' norms."""
 
-    weight: nn.Parameter
-    variance_epsilon: float
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(width)), epsilon
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Scale `hidden_states` [..., H] to unit root mean square, then by the learned weight."""
+        if hidden_states.dtype == self.weight.dtype == torch.float32 and fits(hidden_states, _fused_norm.SOURCE):
+            return _fused_norm.fused_rms_norm(hidden_states, self.weight, self.variance_epsilon)
         wide = at_least_float32(hidden_states)
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.variance_epsilon)
         return self.weight * wide.to(hidden_states.dtype)

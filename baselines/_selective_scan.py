@@ -29,8 +29,11 @@ from baselines._precision import at_least_float32
 CHUNK_ELEMENTS = 2**17
 """Elements in one chunk's buffer: half a MiB in float32, so that the backward's three fit a core's L2 cache."""
 
-LEAST_EXPONENT = -80.0
-"""exp(-80) = 2e-35 forgets as well as zero does; from -87 on exp underflows, which is 100 times slower."""
+LOG2E = 1.4426950408889634
+"""exp(x) = 2^(x log2(e)): on a CPU, PyTorch's exp2 takes less than half the time of its exp."""
+
+LEAST_EXPONENT = -115.0
+"""2^-115 = 2e-35 forgets as well as zero does; from -126 on exp2 underflows, which is 100 times slower."""
 
 
 def selective_scan(
@@ -79,13 +82,14 @@ class _SelectiveScan(torch.autograd.Function):
         rows = len(h0)
         steps = min(max(1, CHUNK_ELEMENTS // h0.numel()), len(x))
         decay, h = _Buffer(steps, h0), _Buffer(steps + 1, h0)
-        bounded = bool(dt.max() * A.min() < LEAST_EXPONENT)
+        rate = A * LOG2E
+        bounded = bool(dt.max() * rate.min() < LEAST_EXPONENT)
         y, starts, state = x * D, [], h0
         for u_, dt_, B_, C_, y_ in zip(*(_chunks(v, steps) for v in (dt * x, dt, B, C, y)), strict=True):
             h.steps[0].copy_(state)
             if saves:
                 starts.append(state.clone())
-            state = _run(u_, dt_, A, B_, decay, h, bounded)
+            state = _run(u_, dt_, rate, B_, decay, h, bounded)
             y_.baddbmm_(C_, h.flat[rows : rows + len(u_)])
         ctx.save_for_backward(x, dt, B, C, A, D, *starts)
         ctx.steps, ctx.bounded = steps, bounded
@@ -103,12 +107,12 @@ class _SelectiveScan(torch.autograd.Function):
         decay, h, g = (_Buffer(n, starts[0]) for n in (ctx.steps, ctx.steps + 1, ctx.steps))
         grad_y, carry = grad_y.contiguous(), grad_state.clone()
         du, ddt, dB, dC = (torch.empty_like(v) for v in (x, dt, B, C))
-        dA = torch.zeros_like(A)
+        rate, dA = A * LOG2E, torch.zeros_like(A)
         chunked = (_chunks(v, ctx.steps) for v in (dt * x, dt, B, C, grad_y, du, ddt, dB, dC))
         for start, *chunk in reversed(list(zip(starts, *chunked, strict=True))):
             u_, dt_, B_, C_, grad_y_, du_, ddt_, dB_, dC_ = chunk
             h.steps[0].copy_(start)
-            _run(u_, dt_, A, B_, decay, h, ctx.bounded)
+            _run(u_, dt_, rate, B_, decay, h, ctx.bounded)
             size = len(u_)
             g_, h_before, h_ = g.flat[:size], h.flat[:size], h.flat[rows : rows + size]
             torch.mul(C_.transpose(1, 2), grad_y_, out=g_)
@@ -136,13 +140,13 @@ def _chunks(values: Tensor, steps: int) -> tuple[Tensor, ...]:
     return values.flatten(0, 1).unsqueeze(1).split(steps * values.shape[1])
 
 
-def _run(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, decay: _Buffer, h: _Buffer, bounded: bool) -> Tensor:
-    """Fill `decay` with exp(dt A), and `h` with the states that follow `h.steps[0]`; returns the last one."""
+def _run(u: Tensor, dt: Tensor, rate: Tensor, B: Tensor, decay: _Buffer, h: _Buffer, bounded: bool) -> Tensor:
+    """Fill `decay` with 2^(dt rate), and `h` with the states that follow `h.steps[0]`; returns the last one."""
     size, rows = len(u), len(h.steps[0])
-    exponent = torch.mul(dt, A, out=decay.flat[:size])
+    exponent = torch.mul(dt, rate, out=decay.flat[:size])
     if bounded:
         exponent.clamp_(min=LEAST_EXPONENT)
-    exponent.exp_()
+    exponent.exp2_()
     torch.mul(u, B.transpose(1, 2), out=h.flat[rows : rows + size])
     state = h.steps[0]
     for decay_t, h_t in zip(decay.steps[: size // rows], h.steps[1:], strict=False):

@@ -10,14 +10,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
+MATCHES = ("parameters", "train_flops", "state_bytes", "shape")
+
+
+class Unsupported(RuntimeError):
+    """A family that cannot run here (no GPU, a package not installed); the message, one line, says what it needs.
+
+    Raised by `candidates` or `parameters` (of sizes known or not), and by building or loading, it becomes a row of
+    status `unsupported`, and the comparison goes on.
+    """
+
 
 @dataclass
 class SizeConfig:
     """The budget that all models of a comparison share (config group `size`).
 
-    `parameters` is the target of trainable parameters, met by every family within the relative `tolerance`;
-    `hidden_size`, `num_layers` and `head_dim` are the width, depth and head width that families take over
-    where these words mean something for them.
+    `match` says what is held equal within the relative `tolerance`: trainable `parameters`, the target of which is that
+    number; `train_flops` or `state_bytes` (after a training sequence), whose target is what the first model, fitted to
+    `parameters`, costs; or nothing but the `shape`. `hidden_size`, `num_layers`, `head_dim` and, for `shape`,
+    `intermediate_size` are the widths and depth that families take over where these words mean something for them.
     """
 
     parameters: int = 700_000
@@ -25,10 +36,16 @@ class SizeConfig:
     hidden_size: int = 128
     num_layers: int = 4
     head_dim: int = 32
+    intermediate_size: int | None = None
+    match: str = "parameters"
 
     def __post_init__(self) -> None:
-        for name in ("parameters", "hidden_size", "num_layers", "head_dim"):
-            if getattr(self, name) < 1:
+        if self.match not in MATCHES:
+            raise ValueError(f"size.match is {self.match!r}: choose one of {', '.join(MATCHES)}")
+        if self.match == "shape" and self.intermediate_size is None:
+            raise ValueError("size.match=shape needs size.intermediate_size; choose a size of the paper, as size=125m")
+        for name in ("parameters", "hidden_size", "num_layers", "head_dim", "intermediate_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"size.{name} is {getattr(self, name)}: must be at least 1")
         if not 0 < self.tolerance < 1:
             raise ValueError(f"size.tolerance is {self.tolerance}: must lie between 0 and 1")
@@ -50,6 +67,10 @@ class FamilyConfig:
     def candidates(self, size: SizeConfig) -> Iterable[Self]:
         """Complete configs (no None left) of about `size`, from which the nearest in parameters is taken."""
         raise NotImplementedError(f"{type(self).__module__} does not say how it scales with `size`")
+
+    def exact(self, size: SizeConfig) -> Self | None:
+        """The complete config of exactly the shape of `size`; None: it has none and meets `size.parameters`."""
+        return None
 
     def parameters(self, vocab_size: int) -> int:
         """Trainable parameters of the model that this complete config builds, by formula."""
@@ -100,6 +121,11 @@ class BlockConfig(FamilyConfig):
             raise ValueError(
                 f"{self.family}: hidden_size={self.hidden_size} is not a multiple of head_dim={self.head_dim}"
             )
+
+    def exact(self, size: SizeConfig) -> Self:
+        """The width, depth, head width and SwiGLU width of `size`."""
+        names = ("hidden_size", "num_layers", "head_dim", "intermediate_size")
+        return completed(self, **{name: getattr(size, name) for name in names})
 
     def candidates(self, size: SizeConfig) -> Iterable[Self]:
         """The shape of `size` with every SwiGLU width up to 16 times the hidden size, in steps of 8."""

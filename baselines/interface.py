@@ -15,12 +15,14 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from baselines.config import FamilyConfig
 
@@ -28,12 +30,31 @@ State = Any
 Mode = Literal["train", "prefill", "step"]
 
 
+class Encoded(NamedTuple):
+    """Text as a model reads it: token ids [n], and of how many bytes each of them is the text [n]."""
+
+    ids: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+
+def bytes_as_tokens(text: bytes) -> Encoded:
+    """Each byte is a token, its id the byte's value."""
+    ids = np.frombuffer(text, np.uint8).astype(np.int64)
+    return Encoded(ids, np.ones_like(ids))
+
+
 class SequenceModel(ABC):
     """One causal language model with its state, its cost formulas and the name of the code path it runs on."""
 
     Config: ClassVar[type[FamilyConfig]]
-    continues: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+    """Whether models of this family are built and trained here; False: only loaded."""
+    continues: bool = True
     """Whether `prefill` can continue a state by more than one token; what cannot is marked and still timed."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """The tokenizer that a loaded model brings along; None: it reads bytes."""
+    exact_causality: bool = True
+    """Whether no bit of a logit depends on later tokens; where an FFT rounds across time the gate asks in float64."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -53,6 +74,15 @@ class SequenceModel(ABC):
     def vocab_size(self) -> int:
         """Number of token ids the model knows."""
         return int(self.model.config.vocab_size)
+
+    @property
+    def context_limit(self) -> int | None:
+        """Tokens beyond which the model must not be asked; None: there is no such limit."""
+        return None
+
+    def encode(self, text: bytes) -> Encoded:
+        """The tokens of `text`: its bytes, unless the model brings a tokenizer."""
+        return bytes_as_tokens(text)
 
     @property
     @abstractmethod
@@ -89,7 +119,7 @@ class SequenceModel(ABC):
         Log-softmax in float32, or the model's float64.
         """
         parts = self.read(input_ids, segment, targets)
-        return torch.cat([F.cross_entropy(logits.transpose(1, 2), aims, reduction="none") for logits, aims in parts], 1)
+        return torch.cat([nats(logits, aims) for logits, aims in parts], dim=1)
 
     def read(
         self, input_ids: Tensor, segment: int = 1024, targets: int | None = None
@@ -119,6 +149,11 @@ class SequenceModel(ABC):
     def save(self, folder: Path) -> None:
         """Write safetensors weights and config.json, readable by `from_pretrained`."""
         self.model.save_pretrained(folder)
+
+
+def nats(logits: Tensor, aims: Tensor) -> Tensor:
+    """Negative log-likelihood [B, n] of the tokens `aims` [B, n] by `logits` [B, n, V]."""
+    return F.cross_entropy(logits.flatten(0, 1), aims.flatten(), reduction="none").view_as(aims)
 
 
 def tensors_in(value: Any, seen: set[int] | None = None) -> list[Tensor]:

@@ -15,8 +15,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 from transformers import MambaConfig
 
+from baselines import _mamba_mixer
 from baselines._checkpoint import load_checkpoint
-from baselines._mamba_kernels import kernels_for
 from baselines._mamba_model import MambaForCausalLM, MambaMixer
 from baselines.config import FamilyConfig, SizeConfig, completed
 from baselines.interface import Mode, SequenceModel, State
@@ -53,27 +53,23 @@ class Config(FamilyConfig):
         for num_layers, hidden_size in itertools.product(depths, widths):
             yield completed(self, num_layers=num_layers, hidden_size=hidden_size)
 
+    def exact(self, size: SizeConfig) -> Self:
+        """The width of `size` and twice its layers, as the published models have it beside Transformers."""
+        return completed(self, hidden_size=size.hidden_size, num_layers=2 * size.num_layers)
+
     def parameters(self, vocab_size: int) -> int:
         """Tied embedding, then per layer in, convolution, x, dt, A and D, out, norm; and the last norm."""
         assert self.hidden_size is not None
         assert self.num_layers is not None
-        width, states, rank = self.hidden_size, self.state_size, self.rank
-        inner = self.expand * width
-        projections = inner * (3 * width + rank + 2 * states) + (rank + 1) * inner
-        layer = projections + inner * (self.conv_kernel + 1) + inner * (states + 1) + width
-        return vocab_size * width + self.num_layers * layer + width
-
-    @property
-    def rank(self) -> int:
-        """The rank of the projection to dt."""
-        assert self.hidden_size is not None
-        return -(-self.hidden_size // 16) if self.time_step_rank is None else self.time_step_rank
+        width = self.hidden_size
+        return vocab_size * width + self.num_layers * (_mamba_mixer.Mamba.count(self, width) + width) + width
 
 
 class Mamba(SequenceModel):
     """Mamba behind the common interface."""
 
     Config = Config
+    Mixer = _mamba_mixer.Mamba
     model: MambaForCausalLM
 
     @classmethod
@@ -87,7 +83,7 @@ class Mamba(SequenceModel):
                 state_size=config.state_size,
                 expand=config.expand,
                 conv_kernel=config.conv_kernel,
-                time_step_rank=config.rank,
+                time_step_rank=_mamba_mixer.rank_of(config, config.hidden_size),
                 bos_token_id=None,
                 eos_token_id=None,
                 pad_token_id=None,
@@ -103,8 +99,8 @@ class Mamba(SequenceModel):
 
     @property
     def kernel_path(self) -> str:
-        """`mamba-ssm` where its CUDA kernels run, else `torch-scan`."""
-        return "torch-scan" if kernels_for(self.model.lm_head.weight) is None else "mamba-ssm"
+        """Which scan takes the model's weights, see `_mamba_mixer.path_for`."""
+        return _mamba_mixer.path_for(self.model.lm_head.weight)
 
     def prefill(self, input_ids: Tensor, state: State | None = None, logits_to_keep: int = 1) -> tuple[Tensor, State]:
         """As in `SequenceModel`; transformers' Mamba calls its cache `cache_params`."""
@@ -119,11 +115,8 @@ class Mamba(SequenceModel):
         has one head, at its last token; `step` costs the same after any context.
         """
         config = self.model.config
-        width, inner, states = config.hidden_size, config.intermediate_size, config.state_size
-        rank = int(config.time_step_rank)
-        weights = 3 * width * inner + inner * (rank + 2 * states) + rank * inner + config.conv_kernel * inner
-        body = config.num_hidden_layers * (2 * weights + 7 * inner * states)
-        head = 2 * width * config.vocab_size
+        body = config.num_hidden_layers * _mamba_mixer.Mamba.flops(config, config.hidden_size, 1)
+        head = 2 * config.hidden_size * config.vocab_size
         return {"train": 3 * length * (body + head), "prefill": length * body + head, "step": body + head}[mode]
 
 

@@ -1,7 +1,8 @@
 """The Transformer every newer model is measured against: Llama's blocks, through transformers.
 
-RMSNorm before each layer, rotary positions, causal softmax attention with one key and value per query head, SwiGLU,
-no biases (Touvron et al., arXiv 2302.13971, section 2.2). Its state is every key and value so far. Rotary positions
+RMSNorm before each layer, rotary positions, causal softmax attention, SwiGLU, no biases (Touvron et al., arXiv
+2302.13971, section 2.2). Its state is every key and value so far; with `num_kv_heads` several query heads share them
+(Ainslie et al., arXiv 2305.13245). Rotary positions
 have no end: what happens beyond the training length is measured, not forbidden.
 """
 
@@ -10,13 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from baselines._attention import Attention
 from baselines._checkpoint import load_checkpoint
+from baselines._growing_cache import GrowingCache
+from baselines._llama_step import llama_step
 from baselines._precision import widen_norms
 from baselines.config import BlockConfig, FamilyConfig
-from baselines.interface import Mode, SequenceModel
+from baselines.interface import Mode, SequenceModel, State
 
 
 @dataclass
@@ -26,19 +32,41 @@ class Config(BlockConfig):
     family: str = "transformer"
     rope_theta: float = 10_000.0
     tie_embeddings: bool = True
+    num_kv_heads: int | None = None
+    """Heads of keys and values; None: one for each query head."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rope_theta <= 0:
             raise ValueError(f"transformer: rope_theta={self.rope_theta} must be positive")
+        if self.num_kv_heads is not None and self.num_kv_heads < 1:
+            raise ValueError(f"transformer: num_kv_heads={self.num_kv_heads} must be at least 1")
+        if self.hidden_size and self.head_dim and self.heads % self.kv_heads:
+            raise ValueError(f"transformer: num_kv_heads={self.kv_heads} does not divide the {self.heads} query heads")
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        assert self.hidden_size is not None
+        assert self.head_dim is not None
+        return self.hidden_size // self.head_dim
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads or self.heads
 
     def parameters(self, vocab_size: int) -> int:
-        """Embedding (twice if untied), then per layer four square projections, SwiGLU and two norms; the last norm."""
+        """Embedding (twice if untied), then per layer the projections, SwiGLU and two norms; the last norm.
+
+        Queries and output take H x H weights each, keys and values H for each of their own features.
+        """
         assert self.hidden_size is not None
         assert self.num_layers is not None
         assert self.intermediate_size is not None
         width = self.hidden_size
-        layer = 4 * width * width + 3 * width * self.intermediate_size + 2 * width
+        shared = 2 * width * self.kv_heads * (self.head_dim or 0)
+        layer = 2 * width * width + shared + 3 * width * self.intermediate_size + 2 * width
         return (1 if self.tie_embeddings else 2) * vocab_size * width + self.num_layers * layer + width
 
 
@@ -46,6 +74,7 @@ class Transformer(SequenceModel):
     """A Llama behind the common interface."""
 
     Config = Config
+    Mixer = Attention
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         super().__init__(model)
@@ -58,7 +87,8 @@ class Transformer(SequenceModel):
             vocab_size=vocab_size,
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_layers,
-            num_attention_heads=config.hidden_size // config.head_dim,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
             head_dim=config.head_dim,
             intermediate_size=config.intermediate_size,
             max_position_embeddings=2**20,
@@ -74,6 +104,21 @@ class Transformer(SequenceModel):
     def load(cls, config: FamilyConfig) -> Self:
         """The trained model in `config.checkpoint`, float32, in evaluation mode."""
         return cls(load_checkpoint(config, LlamaForCausalLM))
+
+    def prefill(self, input_ids: Tensor, state: State | None = None, logits_to_keep: int = 1) -> tuple[Tensor, State]:
+        """As in `SequenceModel`, with a state that takes further tokens in place.
+
+        After a prompt its bytes are those of the keys and values; after steps those of room for some more, too.
+        """
+        if state is None:
+            state = GrowingCache(self.model.config.num_hidden_layers)
+        return super().prefill(input_ids, state, logits_to_keep)
+
+    def step(self, input_ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """As in `SequenceModel`; with transformers' own attention in PyTorch by the short way."""
+        if self.kernel_path != "sdpa" or torch.is_grad_enabled():
+            return self.prefill(input_ids, state)
+        return llama_step(self.model, input_ids, state), state
 
     @property
     def kernel_path(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from baselines._checkpoint import load_checkpoint
+from baselines._ttt_mixer import TTTMixer, inner_flops
 from baselines.config import BlockConfig, FamilyConfig
 from baselines.interface import Mode, SequenceModel
 from ttt_impl import TTTConfig, TTTForCausalLM
@@ -43,18 +44,14 @@ class Config(BlockConfig):
                 raise ValueError(f"ttt: {name}={value} must be positive")
 
     def parameters(self, vocab_size: int) -> int:
-        """Tied embedding; per layer projections, SwiGLU, W0, inner rates, norms and convolutions; the last norm."""
+        """Tied embedding; per layer TTT's own, SwiGLU, norms and the convolution before; the last norm."""
         assert self.hidden_size is not None
         assert self.num_layers is not None
         assert self.head_dim is not None
         assert self.intermediate_size is not None
-        width, f, heads = self.hidden_size, self.head_dim, self.hidden_size // self.head_dim
-        initial_weights = width * (f + 1) if self.learner == "linear" else width * (8 * f + 5)
-        rates = heads * (width + 1) + self.mini_batch_size
-        norms = 6 * width
-        convolutions = 3 * width * (CONV_KERNEL + 1) + width if self.backbone == "mamba" else 0
-        projections = 4 * width * width + 3 * width * self.intermediate_size
-        layer = projections + initial_weights + rates + norms + convolutions
+        width = self.hidden_size
+        pre_conv = width * (CONV_KERNEL + 2) if self.backbone == "mamba" else 0
+        layer = TTTMixer.count(self, width) + 3 * width * self.intermediate_size + 2 * width + pre_conv
         return vocab_size * width + self.num_layers * layer + width
 
 
@@ -62,6 +59,7 @@ class TTT(SequenceModel):
     """A TTT language model behind the common interface."""
 
     Config = Config
+    Mixer = TTTMixer
 
     @classmethod
     def build(cls, config: Any, vocab_size: int) -> Self:
@@ -115,12 +113,7 @@ class TTT(SequenceModel):
         }
 
     def flops(self, length: int, mode: Mode) -> int:
-        """Per token: 2 a weight of projections, SwiGLU, rates, convolutions and head, and the inner loop of every head.
-
-        With f the head width, h = 4 f and mini-batches of K tokens, in the dual form (arXiv 2407.04620, appendix A):
-
-            TTT-Linear   6 f^2 + 4 K f          k W, q W, the update k^T G; q k^T and its product with G
-            TTT-MLP      14 f h + 4 K (f + h)   both layers' outputs for k and q, the way back, two updates; as above
+        """Per token: 2 a weight of projections, SwiGLU, rates, convolutions and head, and `inner_flops` of every head.
 
         The inner backward is so part of every forward. Scores are counted whole, as they are computed. `train` is three
         forwards, the head at every token; `prefill` has one head, at its last token; a `step` needs what a token of a
@@ -128,8 +121,7 @@ class TTT(SequenceModel):
         """
         config = self.model.config
         width, heads, f, k = config.hidden_size, config.num_attention_heads, config.head_dim, config.mini_batch_size
-        hidden = 4 * f
-        inner = {"linear": 6 * f * f + 4 * k * f, "mlp": 14 * f * hidden + 4 * k * (f + hidden)}[config.ttt_layer_type]
+        inner = inner_flops(config.ttt_layer_type, f, k)
         weights = 4 * width * width + 3 * width * config.intermediate_size + heads * width
         weights += config.conv_kernel * width * (2 * config.share_qk + config.pre_conv)
         body = config.num_hidden_layers * (2 * weights + heads * inner)

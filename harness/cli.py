@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main() -> None:
@@ -13,17 +18,30 @@ def main() -> None:
 
         print(help_text())
         return
-    sys.exit(_run_hydra())
+    sys.exit(run_hydra("config", _compare))
 
 
-def _run_hydra() -> int:
-    """Compose and run every job of this command; the worst exit code of them."""
+def _compare(composed: DictConfig) -> int:
+    """The main job."""
+    from harness.worker import server_context
+
+    server_context()  # it imports torch and transformers while this process does
+    from harness.config import to_run_config
+
+    config = to_run_config(composed)
+    from harness.run import run
+
+    return run(config)
+
+
+def run_hydra(primary: str, work: Callable[[DictConfig], int]) -> int:
+    """Compose the primary config of that name for every job of this command line and do `work`; the worst exit code."""
     import hydra
     from hydra.errors import HydraException
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from harness.config import register_schema, to_run_config
+    from harness.config import register_schema
     from harness.config_errors import CONF, explain
 
     register_schema()
@@ -34,16 +52,13 @@ def _run_hydra() -> int:
     def job(composed: DictConfig) -> None:
         OmegaConf.resolve(composed)
         try:
-            config = to_run_config(composed)
-            from harness.run import run
-
-            exit_codes.append(run(config))
+            exit_codes.append(work(composed))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             exit_codes.append(2)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=primary)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2

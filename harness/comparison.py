@@ -13,25 +13,25 @@ from typing import Any, Self
 
 from harness.config import RunConfig
 from harness.data.tokens import TokenStore
-from harness.jobs import Job, Shape
+from harness.jobs import Job, Shape, shapes
+from harness.order import LEAST_STEPS, training_costs
 from harness.progress import Display
 from harness.provenance import provenance
 from harness.records import (
     Conditions,
-    Decode,
     Diagnostics,
     Dynamic,
     Gate,
     LmEval,
     Loaded,
-    Prefill,
     Record,
     RecordStore,
     TextRecall,
     Training,
-    TrainStep,
+    Tuning,
     Values,
 )
+from harness.tuning import choose, grid, shared_name
 from harness.worker import Outcome, Worker, server_context
 
 STAGES = {
@@ -46,16 +46,20 @@ class Comparison:
     def __init__(self, config: RunConfig, device: str, tokens: TokenStore, display: Display) -> None:
         self.config, self.device, self.display = config, device, display
         self.store = RecordStore(config.run_folder)
-        self.provenance = provenance(config.hash, tokens.hash, config.seed)
+        self.provenance = provenance(config.hash, tokens.hash, config.seed, list(config.model))
         self.parts: dict[str, float] = {}
+        self.cpu_parts: dict[str, float] = {}
+        self.cpu_of_ended = 0.0
         self.workers: dict[str, Worker] = {}
         self.context = server_context()
         floors = [f"{order}-gram" for order in config.measure.ngrams]
+        grids = {tried: at for name in config.model for tried, at in grid(config, name).items()}
         self.jobs = {
-            name: Job(name, index, config.model.get(name), config, device, tokens.folder)
-            for index, name in enumerate([*config.model, *floors])
+            name: Job(name, index, config.model.get(shared_name(name)), at, device, tokens.folder)
+            for index, (name, at) in enumerate((grids | dict.fromkeys(floors, config)).items())
         }
-        self.rows: dict[tuple[str, str, int], Record] = {}
+        self.tuned: dict[str, Tuning] = {}
+        self.rows: dict[tuple[str, str, int, int], Record] = {}
         for row in self.store:
             self._remember(row)
 
@@ -70,19 +74,42 @@ class Comparison:
 
     def quality(self) -> None:
         """Train or load, gate and score every model, and score the floors: whatever has no good row yet."""
+        self._tune()
         with self._part("train, gate, score"):
-            self._run({name: self._missing(job) for name, job in self.jobs.items()})
+            floors = [name for name, job in self.jobs.items() if job.family is None]
+            steps = {name: self._missing(self.jobs[name]) for name in [*self.models, *floors]}
+            self._run({name: steps[name] for name in self._longest_first(steps)})
 
     def obtain_all(self) -> None:
         """Take part in the training of every model (what the other processes of torchrun do)."""
-        self._run({name: ["obtain"] for name in self.config.model}, keep_records=False)
+        self._run({name: ["obtain"] for name, job in self.jobs.items() if job.family}, keep_records=False)
+
+    def _tune(self) -> None:
+        """Train every model at every rate of the grid, where that has not been done, and choose."""
+        grids = {name: grid(self.config, name) for name in self.config.model if name not in self.tuned}
+        steps = {tried: ["obtain"] for rates in grids.values() if len(rates) > 1 for tried in rates}
+        if not steps:
+            return
+        with self._part("tune"):
+            self._run({name: steps[name] for name in self._longest_first(steps)}, keep_records=False)
+            for name in dict.fromkeys(map(shared_name, steps)):
+                values = choose(self.config, name)
+                self._keep(self.record(name, self._family(name), Tuning.kind, values, self._conditions(name)))
+            for name in [name for name in self.workers if name not in self.models]:
+                self._let_go(name)
+
+    @property
+    def models(self) -> list[str]:
+        """What is compared: each model at the shared rate and, where another is its best, at its own."""
+        chosen = {tuning.chosen for tuning in self.tuned.values()}
+        return [name for name in self.jobs if name in self.config.model or name in chosen]
 
     def timing(self) -> None:
         """Time what has no good row yet: all shapes of all models warmed first, then in turn."""
         if not self.config.measure.timing:
             return
         with self._part("timing"):
-            waiting = {shape: self._to_time(shape) for shape in self._shapes()}
+            waiting = {shape: self._to_time(shape) for shape in shapes(self.config)}
             names = sorted({name for group in waiting.values() for name in group}, key=list(self.jobs).index)
             self._run({name: ["obtain"] for name in names if name not in self.workers}, keep_records=False)
             self.display.stage("timing", "warm-up")
@@ -98,9 +125,12 @@ class Comparison:
         return [row for row in self.rows.values() if row.status != "ok" and row.model in self.jobs]
 
     def cpu_seconds(self) -> float:
-        """CPU seconds of all living workers."""
-        outcomes = [worker.call("cpu_seconds") for worker in self.workers.values()]
-        return sum(outcome.value for outcome in outcomes if outcome.status == "ok")
+        """CPU seconds of this process and of its workers, but for those that were killed."""
+        return time.process_time() + self.cpu_of_ended + sum(map(self._cpu_of, self.workers.values()))
+
+    def _cpu_of(self, worker: Worker) -> float:
+        outcome = worker.call("cpu_seconds")
+        return outcome.value if outcome.status == "ok" else 0.0
 
     def record(self, name: str, family: str, kind: str, values: Values | None, conditions: Conditions) -> Record:
         """A row of this comparison, stamped with where it comes from."""
@@ -119,19 +149,48 @@ class Comparison:
         tasks = [LmEval.kind] if self.config.tasks else []
         kinds = (Gate.kind, *conventions, *dynamic, *recall, *tasks, Diagnostics.kind)
         steps = [kind for kind in kinds if not self._good(kind, job.name)]
-        obtained = self._good(Loaded.kind if job.family.checkpoint else Training.kind, job.name)
+        obtained = self._good(Loaded.kind if self._loads(job.name) else Training.kind, job.name)
         return ["obtain", *steps] if steps or not obtained else []
 
+    @property
+    def _places(self) -> int:
+        """Models that may work at the same time."""
+        return 1 if "WORLD_SIZE" in os.environ else self.config.runtime.concurrency(self.device)
+
+    def _longest_first(self, steps: dict[str, list[str]]) -> list[str]:
+        """The order to begin in: what trains longest first, so that no model trains on alone when all others are done.
+
+        Costs are measured, by a step each, unless there is nothing to gain by an order or hardly anything to train.
+        """
+        trained = [
+            name
+            for name, todo in steps.items()
+            if "obtain" in todo and not (self._loads(name) or self._good(Training.kind, name))
+        ]
+        if len(trained) <= self._places or self._places == 1 or self.config.train.steps < LEAST_STEPS:
+            return list(steps)
+        weighed = list(dict.fromkeys(map(shared_name, trained)))
+        for name in weighed:
+            self.display.stage(name, "weigh")
+        cost = training_costs(weighed, self._places, self._worker, self._let_go)
+        return sorted(steps, key=lambda name: -cost.get(shared_name(name), 0.0))
+
+    def _loads(self, name: str) -> bool:
+        family = self.jobs[name].family
+        return family is not None and family.checkpoint is not None
+
     def _run(self, steps: dict[str, list[str]], keep_records: bool = True) -> None:
-        """Run each model's steps in order, several models at a time; a step that fails ends its model's line."""
-        queue = [name for name in self.jobs if steps.get(name)]
-        limit = 1 if "WORLD_SIZE" in os.environ else self.config.runtime.concurrency(self.device)
+        """Run each model's steps in order, several models at a time; a step that fails ends its model's line.
+
+        A scoring convention that a model cannot be asked for is passed over.
+        """
+        queue = [name for name, todo in steps.items() if todo]
+        limit = self._places
         active: dict[Any, str] = {}
         while queue or active:
             while queue and len(active) < limit:
                 name = queue.pop(0)
-                worker = self.workers.setdefault(name, self._start(name))
-                active[worker.connection] = name
+                active[self._worker(name).connection] = name
                 self._begin(name, steps[name][0])
             for connection in wait(list(active), timeout=1.0):
                 name = active[connection]
@@ -147,8 +206,16 @@ class Comparison:
                 else:
                     del active[connection]
 
-    def _start(self, name: str) -> Worker:
-        return Worker(self.context, self.jobs[name], self.config.runtime.threads)
+    def _worker(self, name: str) -> Worker:
+        """The process of a model, started if it has none."""
+        if name not in self.workers:
+            self.workers[name] = Worker(self.context, self.jobs[name], self.config.runtime.threads)
+        return self.workers[name]
+
+    def _let_go(self, name: str) -> None:
+        worker = self.workers.pop(name)
+        self.cpu_of_ended += self._cpu_of(worker)
+        worker.close()
 
     def _begin(self, name: str, step: str) -> None:
         self.display.stage(name, STAGES[step])
@@ -156,38 +223,29 @@ class Comparison:
 
     def _ended(self, name: str, step: str, outcome: Outcome, keep_record: bool) -> bool:
         """Keep the row of a finished step; whether the model may go on."""
-        values, family = outcome.value, self.jobs[name].family
-        loads = family is not None and family.checkpoint
-        kind = {"obtain": Loaded.kind if loads else Training.kind}.get(step, step)
-        row = self.record(name, family.family if family else "ngram", kind, values, self._conditions(name))
+        values = outcome.value
+        kind = {"obtain": Loaded.kind if self._loads(name) else Training.kind}.get(step, step)
+        row = self.record(name, self._family(name), kind, values, self._conditions(name))
         row.status, row.message = outcome.status, outcome.message
-        if isinstance(values, Gate) and not all(check.passed for check in values.checks):
-            failed = [
-                f"{check.name} ({check.value:.1e} > {check.bound:.0e})" for check in values.checks if not check.passed
-            ]
-            row.status, row.message = "failed", "gate: " + "; ".join(failed)
+        if isinstance(values, Gate) and values.failed:
+            row.status, row.message = "failed", "gate: " + "; ".join(map(str, values.failed))
+        goes_on = row.status == "ok" or (row.status == "unsupported" and step in self.config.measure.conventions)
         if row.status != "ok":
             self.display.say(f"{name:>14} {STAGES[step]}: {row.status}: {row.message}", style="red")
-            self.workers.pop(name).close()
-        if keep_record or row.status != "ok":
+        if not goes_on:
+            self._let_go(name)
+        if keep_record or (row.status != "ok" and name in self.models):
             self._keep(row)
-        return row.status == "ok"
-
-    def _shapes(self) -> list[Shape]:
-        measure = self.config.measure
-        return [
-            Shape(TrainStep.kind, self.config.train.length),
-            *(Shape(Prefill.kind, length) for length in measure.prefill_lengths),
-            *(Shape(Decode.kind, context) for context in measure.decode_contexts),
-        ]
+        return goes_on
 
     def _to_time(self, shape: Shape) -> list[str]:
         """The models to time at `shape`: all that passed the gate, or none if each of them has its row.
 
         Never a part of them, so that rows of one shape were always taken in turn.
         """
-        passed = [name for name in self.config.model if self._good(Gate.kind, name)]
-        return [] if all(self._good(shape.kind, name, shape.length) for name in passed) else passed
+        passed = [name for name in self.models if self._good(Gate.kind, name)]
+        rows = (self.rows.get((shape.kind, name, shape.length, shape.batch)) for name in passed)
+        return [] if all(row is not None and row.status in ("ok", "unsupported") for row in rows) else passed
 
     def _warm(self, name: str, shape: Shape) -> bool:
         if name not in self.workers:
@@ -208,19 +266,20 @@ class Comparison:
                     del seconds[name]
         for name in seconds:
             values = self.workers[name].call("values", shape).value
-            row = self.record(name, self.config.model[name].family, shape.kind, values, self._conditions(name, load))
-            row.length = shape.length
+            row = self.record(name, self._family(name), shape.kind, values, self._conditions(name, load))
+            row.length, row.batch = shape.length, shape.batch
             self._keep(row)
 
     def _timed_ok(self, name: str, shape: Shape, outcome: Outcome) -> bool:
         """Whether a timing task went well; if not, its row is kept, and a dead worker let go."""
         if outcome.status == "ok":
             return True
-        row = self.record(name, self.config.model[name].family, shape.kind, None, self._conditions(name))
-        row.status, row.message, row.length = outcome.status, outcome.message, shape.length
+        row = self.record(name, self._family(name), shape.kind, None, self._conditions(name))
+        row.status, row.message = outcome.status, outcome.message
+        row.length, row.batch = shape.length, shape.batch
         self._keep(row)
         if not self.workers[name].process.is_alive():
-            self.workers.pop(name).close()
+            self._let_go(name)
         return False
 
     def _conditions(self, name: str, load: float | None = None) -> Conditions:
@@ -230,8 +289,12 @@ class Comparison:
             path = self.workers[name].call("kernel_path").value or ""
         return Conditions(self.device, runtime.dtype, runtime.threads, kernel_path=path, load_average=load)
 
-    def _good(self, kind: str, name: str, length: int = 0) -> bool:
-        row = self.rows.get((kind, name, length))
+    def _family(self, name: str) -> str:
+        family = self.jobs[name].family
+        return family.family if family else "ngram"
+
+    def _good(self, kind: str, name: str, length: int = 0, batch: int = 0) -> bool:
+        row = self.rows.get((kind, name, length, batch))
         return row is not None and row.status == "ok"
 
     def _keep(self, row: Record) -> None:
@@ -239,11 +302,13 @@ class Comparison:
         self._remember(row)
 
     def _remember(self, row: Record) -> None:
+        if isinstance(row.values, Tuning):  # the first seed chooses for all
+            self.tuned.setdefault(row.model, row.values)
         if row.seed == self.config.seed:
-            self.rows[row.kind, row.model, row.length] = row
+            self.rows[row.kind, row.model, row.length, row.batch] = row
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        wall, cpu = time.perf_counter(), self.cpu_seconds()
         yield
-        self.parts[name] = time.perf_counter() - started
+        self.parts[name], self.cpu_parts[name] = time.perf_counter() - wall, self.cpu_seconds() - cpu

@@ -12,7 +12,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +24,8 @@ from harness.data.config import DataConfig
 from harness.measure.config import MeasureConfig
 from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
+
+S = TypeVar("S")
 
 
 @dataclass
@@ -79,14 +81,25 @@ def register_schema() -> None:
 
 def to_run_config(composed: DictConfig) -> RunConfig:
     """The checked objects of a composed config; ValueError in one line, naming the key, where something is off."""
+    config = typed_rest(RunConfig, composed)
+    config.model = typed_models(composed)
+    return config
+
+
+def typed_rest(schema: type[S], composed: DictConfig) -> S:
+    """The object of the primary dataclass `schema`, without the models."""
+    rest = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "model"])
+    config = _typed(schema, rest, "")
+    assert isinstance(config, schema)
+    return config
+
+
+def typed_models(composed: DictConfig) -> dict[str, Any]:
+    """The config of each selected model, typed by its family."""
     models = composed.model
     if not models:
         raise ValueError("model=[] selects no model; choose some of the group `model` (see --help)")
-    rest = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "model"])
-    config = _typed(RunConfig, rest, "")
-    assert isinstance(config, RunConfig)
-    config.model = {str(name): _typed_model(str(name), models[name]) for name in models}
-    return config
+    return {str(name): _typed_model(str(name), models[name]) for name in models}
 
 
 def _typed(schema: type, node: DictConfig, where: str) -> Any:
@@ -98,14 +111,14 @@ def _typed(schema: type, node: DictConfig, where: str) -> Any:
 
 
 def _typed_model(name: str, node: Any) -> FamilyConfig:
-    from baselines.registry import find
-
     if not isinstance(node, DictConfig) or "family" not in node:
         keys = ", ".join(map(str, node)) if isinstance(node, DictConfig) else repr(node)
         raise ValueError(
             f"model.{name} has options ({keys}) but is not selected: add {name} to model=[…],"
             f" or give model.{name}.family"
         )
+    from baselines.registry import find
+
     typed = _typed(find(str(node.family)).Config, node, f"model.{name}.")
     assert isinstance(typed, FamilyConfig)
     return typed

@@ -9,7 +9,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = {
     "experiment": "a ready comparison; sets the groups below",
     "model": "what is compared; takes a list: model=[transformer,mamba]",
-    "size": "the budget of parameters that all models meet",
+    "size": "the budget that all models meet, and what is equal in it",
     "data": "the documents",
     "train": "the recipe, the same for every model",
     "measure": "what is measured, and how often",
@@ -36,7 +36,7 @@ The same command again continues an interrupted run. Groups, chosen as group=opt
 FOOTER = """
 Single values: seed, name, output (where results go), folder (a run folder of your own choice), tasks (of lm-eval),
 allow_unlike (keys in which models may differ and still be drawn side by side, marked with a dagger: device, dtype,
-threads, compile, processor, data_hash, training_tokens, training_length, scored_tokens, seeds).
+threads, compile, processor, data_hash, training_tokens, training_length, scored_bytes, seeds).
 `--cfg job` shows every key; a key is overridden by its path: measure.repeats=20.
 More configs of your own: --config-dir FOLDER (with model/, data/ … inside).
 """

@@ -7,14 +7,26 @@ from pathlib import Path
 
 from baselines.config import FamilyConfig
 from harness.config import RunConfig
+from harness.records import Decode, Prefill, TrainStep
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One thing to time: a kind of scenario (train_step, prefill, decode) and its length in tokens."""
+    """One thing to time: a kind of scenario (train_step, prefill, decode), its length in tokens and its rows."""
 
     kind: str
     length: int
+    batch: int
+
+
+def shapes(config: RunConfig) -> list[Shape]:
+    """Everything that a comparison times."""
+    train, measure = config.train, config.measure
+    return [
+        Shape(TrainStep.kind, train.length, train.batch_size),
+        *(Shape(Prefill.kind, length, measure.prefill_batch) for length in measure.prefill_lengths),
+        *(Shape(Decode.kind, context, measure.decode_batch) for context in measure.decode_contexts),
+    ]
 
 
 @dataclass(frozen=True)

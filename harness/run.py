@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from baselines.config import FamilyConfig, fit_to_size
+from baselines.budget import WORDS, Budget
+from baselines.config import FamilyConfig, Unsupported
 from harness.comparison import Comparison
 from harness.config import RunConfig
 from harness.data.tokens import TokenStore
@@ -31,7 +32,10 @@ from harness.records import Conditions, Finish
 
 
 def run(config: RunConfig) -> int:
-    """Do the whole job of one seed; exit code 0, or 1 after a failed row. ValueError for a config that cannot be."""
+    """Do the whole job of one seed; exit code 0, or 1 after a failed row; ValueError for a config that cannot be.
+
+    A model that is unsupported here has a row that says so, which is no failure.
+    """
     started = time.perf_counter()
     console = Console()
     device = resolve_device(config)
@@ -54,7 +58,7 @@ def run(config: RunConfig) -> int:
     for row in failures:
         console.print(f"[red]{row.model}: {row.kind} {row.status}[/red] {row.message}", highlight=False)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
-    return 1 if failures else 0
+    return 1 if any(row.status != "unsupported" for row in failures) else 0
 
 
 def resolve_device(config: RunConfig) -> str:
@@ -80,24 +84,28 @@ def check_lengths(config: RunConfig, tokens: TokenStore) -> None:
 
 
 def check_checkpoints(config: RunConfig) -> None:
-    """ValueError if a named checkpoint is neither a model's folder nor a hub name of the form owner/name."""
+    """ValueError if a checkpoint is neither a model's folder, a GGUF file nor a hub name of the form owner/name."""
     for name, family in config.model.items():
         if family.checkpoint is None or (Path(family.checkpoint) / "config.json").exists():
+            continue
+        if Path(family.checkpoint).suffix == ".gguf" and Path(family.checkpoint).is_file():
             continue
         key = f"model.{name}.checkpoint={family.checkpoint}"
         if Path(family.checkpoint).is_dir():
             raise ValueError(f"{key}: no config.json in that folder; give the folder that save_pretrained wrote")
         if not re.fullmatch(r"[\w-]+/[\w.-]+", family.checkpoint):
-            raise ValueError(f"{key}: no such folder, nor a hub name of the form owner/name")
+            raise ValueError(f"{key}: no such folder or .gguf file, nor a hub name of the form owner/name")
 
 
 def sized_models(config: RunConfig, vocab_size: int) -> dict[str, FamilyConfig]:
-    """Each model to be trained at the setting nearest to the budget; what is loaded stays as it is."""
-    models: dict[str, FamilyConfig] = config.model
-    return {
-        name: family if family.checkpoint else fit_to_size(name, family, config.size, vocab_size)
-        for name, family in models.items()
-    }
+    """Each model to be trained at the setting that meets the budget; what is loaded, or cannot run, as it is."""
+    models: dict[str, FamilyConfig] = dict(config.model)
+    budget = Budget(config.size, vocab_size, config.train.length)
+    for name, family in models.items():
+        if not family.checkpoint:
+            with contextlib.suppress(Unsupported):  # building it says so again, in a row
+                models[name] = budget.fit(name, family)
+    return models
 
 
 @contextlib.contextmanager
@@ -126,21 +134,26 @@ def overview(config: RunConfig, tokens: TokenStore, device: str) -> Table:
         f" documents · {device}, {config.runtime.dtype}, {config.runtime.threads} thread(s) a model"
     )
     table = Table(title=title, title_justify="left")
-    for column in ("model", "family", "parameters", "training"):
-        table.add_column(column, justify="right" if column == "parameters" else "left")
+    matched = WORDS.get(config.size.match)
+    for column in ("model", "family", "parameters", *([matched] if matched else []), "training"):
+        table.add_column(column, justify="right" if column in ("parameters", matched) else "left")
     recipe = config.train
+    budget = Budget(config.size, tokens.vocab_size, recipe.length)
     for name, family in config.model.items():
-        count = "" if family.checkpoint else f"{family.parameters(tokens.vocab_size):,}"
+        count, cost = "", ""
+        if not family.checkpoint:
+            with contextlib.suppress(Unsupported):
+                count, cost = f"{family.parameters(tokens.vocab_size):,}", f"{budget.cost(family):,}" if matched else ""
         how = f"loaded from {family.checkpoint}" if family.checkpoint else f"{recipe.tokens:,} tokens × {recipe.length}"
-        table.add_row(name, family.family, count, how)
+        table.add_row(name, family.family, count, *([cost] if matched else []), how)
     return table
 
 
 def finish(comparison: Comparison, started: float) -> None:
     """The closing row: what this run of the job cost."""
-    parts = comparison.parts
-    cpu = time.process_time() + comparison.cpu_seconds()
-    values = Finish(time.perf_counter() - started, cpu, parts)
+    wall, cpu = time.perf_counter() - started, comparison.cpu_seconds()
+    setup = {"set-up": wall - sum(comparison.parts.values())}, {"set-up": cpu - sum(comparison.cpu_parts.values())}
+    values = Finish(wall, cpu, setup[0] | comparison.parts, setup[1] | comparison.cpu_parts)
     comparison.store.append(comparison.record("", "", Finish.kind, values, Conditions()))
 
 

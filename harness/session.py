@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from baselines.interface import SequenceModel
+from baselines.config import Unsupported
+from baselines.interface import Encoded, SequenceModel, bytes_as_tokens
 from baselines.registry import find
 from harness.data.batches import Batches
 from harness.data.ngram import NGram
@@ -27,7 +28,7 @@ from harness.data.tokenizer import byte_tokenizer
 from harness.data.tokens import TokenDocument, TokenStore
 from harness.gate import run_gate
 from harness.jobs import Job, Shape
-from harness.measure.clock import clock_for
+from harness.measure.clock import CpuClock, clock_for
 from harness.measure.diagnostics import diagnose
 from harness.measure.dynamic.evaluation import dynamic_evaluation
 from harness.measure.fixed_target import fixed_target
@@ -66,6 +67,10 @@ class Session(ABC):
     def score(self) -> Score:
         """The function that scores token ids."""
 
+    def encode(self, text: bytes) -> Encoded:
+        """Token ids of `text` and the bytes of each."""
+        return bytes_as_tokens(text)
+
     def train_length(self) -> int | None:
         """Tokens of the sequences that the model was trained on, where that is known."""
         return None
@@ -73,7 +78,7 @@ class Session(ABC):
     def position(self) -> PositionCurve:
         """The position curve over the test documents."""
         return position_curve(
-            self.score(), self._documents(), self.config.max_length, self.train_length(),
+            self.score(), self.encode, self._documents(), self.config.max_length, self.train_length(),
             self.job.folder / "nll.parquet", self.config.run_folder, self._advance(),
         )  # fmt: skip
 
@@ -143,16 +148,25 @@ class ModelSession(Session):
         model_class = find(self.family.family)
         if self.family.checkpoint:
             self._take(model_class.load(self.family))
-            if self.baseline.vocab_size != self.tokens.vocab_size:
+            if self.baseline.tokenizer is None and self.baseline.vocab_size != self.tokens.vocab_size:
                 raise ValueError(
                     f"its vocabulary has {self.baseline.vocab_size} tokens, the corpus' {self.tokens.vocab_size}"
                 )
-            return Loaded(self.baseline.model.num_parameters(), str(self.family.checkpoint))
+            parameters, limit = self.baseline.model.num_parameters(), self.baseline.context_limit
+            return Loaded(parameters, str(self.family.checkpoint), limit)
         finished = finished_training(self.checkpoint)
         if finished is None:
             finished = self._train(model_class)
         self._take(model_class.load(dataclasses.replace(self.family, checkpoint=str(self.checkpoint))))
         return finished
+
+    def training_cost(self) -> float:
+        """CPU seconds that training will take, by one step of a model that is thrown away."""
+        baseline = find(self.family.family).build(self.family, self.tokens.vocab_size)
+        torch.nn.Module.to(baseline.model, self.job.device)
+        step = TrainStepScenario(baseline, self.job.device, self.config.train, self._autocast)
+        step.prepare()
+        return self.config.train.steps * sum(step.turn(CpuClock()))
 
     def train_length(self) -> int | None:
         """The recipe's length, or what a loaded checkpoint of ours says."""
@@ -180,7 +194,7 @@ class ModelSession(Session):
         if "WORLD_SIZE" in os.environ:  # under torchrun every model's group of workers needs a store of its own
             os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
             os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1 + self.job.index)
-        precision = "bf16" if self.config.runtime.dtype == "bfloat16" else "no"
+        precision = "bf16" if self._autocast else "no"
         return Accelerator(cpu=self.job.device == "cpu", mixed_precision=precision)
 
     @staticmethod
@@ -198,7 +212,9 @@ class ModelSession(Session):
         dtype = getattr(torch, self.config.runtime.dtype)
         if dtype == torch.float32:
             return self.baseline
-        return type(self.baseline)(copy.deepcopy(self.baseline.model).to(dtype))
+        measured = copy.copy(self.baseline)
+        measured.model = copy.deepcopy(self.baseline.model).to(dtype)
+        return measured
 
     def gate(self) -> Gate:
         """Every check, on the float32 weights."""
@@ -213,8 +229,28 @@ class ModelSession(Session):
 
         return score
 
+    def encode(self, text: bytes) -> Encoded:
+        """As the model reads `text`, up to the end of its context."""
+        ids, sizes = self.baseline.encode(text)
+        return Encoded(ids[: self.baseline.context_limit], sizes[: self.baseline.context_limit])
+
+    def fixed_target(self) -> FixedTarget:
+        """As `Session`, of a model that reads bytes."""
+        self._needs_bytes("fixed_target")
+        return super().fixed_target()
+
+    def window(self) -> Window:
+        """As `Session`, of a model that reads bytes."""
+        self._needs_bytes("window")
+        return super().window()
+
+    def _needs_bytes(self, measurement: str) -> None:
+        if self.baseline.tokenizer is not None:
+            raise Unsupported(f"{measurement} reads bytes, and the model has a tokenizer of its own")
+
     def dynamic(self) -> Dynamic:
         """The test documents read while the model goes on learning, in float32."""
+        self._needs_bytes("dynamic")
         dynamic = self.config.measure.dynamic
         return dynamic_evaluation(
             self.baseline, self._documents()[: dynamic.documents], self.tokens.documents("train"), dynamic,
@@ -223,7 +259,8 @@ class ModelSession(Session):
         )  # fmt: skip
 
     def text_recall(self) -> TextRecall:
-        """Keys hidden in text of the test documents, asked for."""
+        """Keys hidden in text of the test documents, asked for, of a model that reads bytes."""
+        self._needs_bytes("text_recall")
 
         def judge(rows: np.ndarray, targets: int) -> tuple[np.ndarray, np.ndarray]:
             return judged(self.measured, torch.from_numpy(rows.astype(np.int64)).to(self.job.device), targets)
@@ -235,6 +272,7 @@ class ModelSession(Session):
 
     def lm_eval(self) -> LmEval:
         """The tasks of lm-eval, with the tokenizer that lies beside the model."""
+        self._needs_bytes("lm_eval")
         from harness.measure.lmeval.tasks import evaluate
 
         return evaluate(
@@ -257,12 +295,19 @@ class ModelSession(Session):
 
     def _scenario(self, shape: Shape) -> Scenario:
         measure, device = self.config.measure, self.job.device
+        asked = shape.length + (measure.decode_tokens if shape.kind == "decode" else 0)
+        limit = self.baseline.context_limit
+        if limit is not None and asked > limit:
+            raise Unsupported(f"{asked} tokens: the model's context ends at {limit}")
         if shape.kind == "prefill":
-            return PrefillScenario(self.measured, device, measure.prefill_batch, shape.length)
+            return PrefillScenario(self.measured, device, shape.batch, shape.length)
         if shape.kind == "decode":
-            return DecodeScenario(self.measured, device, measure.decode_batch, shape.length, measure.decode_tokens)
-        autocast = self.config.runtime.dtype == "bfloat16"
-        return TrainStepScenario(self.baseline, device, self.config.train, autocast)
+            return DecodeScenario(self.measured, device, shape.batch, shape.length, measure.decode_tokens)
+        return TrainStepScenario(self.baseline, device, self.config.train, self._autocast)
+
+    @property
+    def _autocast(self) -> bool:
+        return self.config.runtime.dtype == "bfloat16"
 
     def turn(self, shape: Shape) -> list[float]:
         """Seconds of one turn of a warmed scenario."""

@@ -155,6 +155,21 @@ def seed_interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:
     return float(values.mean() - half), float(values.mean() + half)
 
 
+def median_interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:
+    """The sign test's interval of a median: two order statistics of `values` [n] that hold it at `level` at least.
+
+    Nothing is assumed of the distribution. Below the k-th smallest value lies the median with the chance that fewer
+    than k of n fair coins show heads; k is the largest whose two tails leave `level`. NaN for fewer than six values.
+    """
+    n = len(values)
+    tails = np.cumsum([math.comb(n, k) / 2**n for k in range(n + 1)])
+    k = int(np.count_nonzero(2 * tails <= 1 - level))
+    if not k:
+        return math.nan, math.nan
+    ordered = np.sort(values)
+    return float(ordered[k - 1]), float(ordered[n - k])
+
+
 def t_quantile(probability: float, df: int) -> float:
     """Quantile (probability >= 0.5) of Student's t with integer `df`, by bisection on its distribution function."""
     low, high = 0.0, math.pi / 2

@@ -15,10 +15,12 @@ import sys
 import threading
 import traceback
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
+from baselines.config import Unsupported
 from harness.records import Status
 
 
@@ -32,9 +34,13 @@ class Outcome:
 
 
 def server_context() -> ForkServerContext:
-    """The multiprocessing context whose server has imported what every child needs."""
+    """The multiprocessing context whose server has imported what every child needs.
+
+    The server starts here, so whoever asks early has it import while other things are done.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["harness.session"])
+    forkserver.ensure_running()
     return context
 
 
@@ -65,8 +71,12 @@ class Worker:
         return message
 
     def call(self, task: str, *arguments: Any) -> Outcome:
-        """Ask and wait for the outcome, passing over progress."""
+        """Ask and wait for the outcome."""
         self.ask(task, *arguments)
+        return self.outcome()
+
+    def outcome(self) -> Outcome:
+        """Wait for the outcome of the task, passing over progress."""
         while not isinstance(message := self.answer(), Outcome):
             pass
         return message
@@ -117,9 +127,11 @@ def _die_with_parent() -> None:
 
 
 def status_of(error: Exception) -> Status:
-    """The row's status for an exception: oom, nan or failed."""
+    """The row's status for an exception: unsupported, oom, nan or failed."""
     import torch
 
+    if isinstance(error, Unsupported):
+        return "unsupported"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return "oom"
     return "nan" if isinstance(error, ArithmeticError) else "failed"

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ttt_impl.cache import LayerState
 from ttt_impl.configuration import TTTConfig
 from ttt_impl.convolution import causal_conv, depthwise_conv
+from ttt_impl.cpu.pointwise import rms_norm, silu_product, usable
 from ttt_impl.layer import TTTLayer
 from ttt_impl.reading import Reading
 
@@ -26,6 +27,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., C]."""
+        if usable(x, self.weight):
+            return rms_norm(x, self.weight, self.eps)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
@@ -38,11 +41,14 @@ class SwiGLU(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.act_fn = ACT2FN[config.hidden_act]
+        self.act_fn, self.is_silu = ACT2FN[config.hidden_act], config.hidden_act == "silu"
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., C]."""
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if self.is_silu and usable(gate, up):
+            return self.down_proj(silu_product(gate, up))
+        return self.down_proj(self.act_fn(gate) * up)
 
 
 class PreConv(nn.Module):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ttt_impl.cpu.pointwise import convolve, usable
+
 
 def depthwise_conv(width: int, kernel: int) -> nn.Conv1d:
     """The official module: weight [C, 1, kernel], bias [C]; its own forward is not used."""
@@ -22,6 +24,9 @@ def causal_conv(conv: nn.Conv1d, x: Tensor, past: Tensor | None = None, age: Ten
 
     `age` [B, L] counts the tokens before each one in its own document: nothing older is read.
     """
+    if usable(x, past, conv.weight):
+        assert conv.bias is not None
+        return convolve(x, past, conv.weight, conv.bias, age)
     before = conv.weight.shape[-1] - 1
     x = F.pad(x, (0, 0, before, 0)) if past is None else torch.cat([past, x], 1)
     seen = None if age is None else age[None] >= torch.arange(before, -1, -1, device=x.device)[:, None, None]

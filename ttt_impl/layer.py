@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ttt_impl.cache import LayerState
 from ttt_impl.configuration import TTTConfig
 from ttt_impl.convolution import causal_conv, depthwise_conv
+from ttt_impl.cpu.pointwise import gated_norm, usable
 from ttt_impl.inner_task import TASKS, delayed
 from ttt_impl.learner import Inputs, Learner, Weights
 from ttt_impl.ops import TTTResult, ttt_linear, ttt_mlp
@@ -72,10 +73,8 @@ class TTTLayer(nn.Module):
         """u [B, L, C]; `state` is read and moved on."""
         result = self.inner_loop(self.views(u, reading, state), reading, state)
         self.kernel_path, self.why_not_fused = result.path, result.why_not
-        y = self.post_norm(result.output.transpose(1, 2).flatten(2).to(u.dtype))
-        if self.config.use_gate:
-            y = F.gelu(self.g_proj(u), approximate="tanh") * y
-        return self.o_proj(y)
+        y = result.output.transpose(1, 2).flatten(2).to(u.dtype)
+        return self.o_proj(self._normed(y, self.g_proj(u) if self.config.use_gate else None))
 
     def inner_loop(self, inputs: Inputs, reading: Reading, state: LayerState | None) -> TTTResult:
         """Train and read the learner, from W0 or from `state`."""
@@ -120,6 +119,14 @@ class TTTLayer(nn.Module):
             parameter if (parameter := getattr(self, name, None)) is not None else like.new_zeros(shape)
             for name, shape in self.weight_shapes.items()
         )
+
+    def _normed(self, y: Tensor, gate: Tensor | None) -> Tensor:
+        """[gelu(gate) *] LayerNorm(y), [B, L, C]."""
+        norm = self.post_norm
+        if usable(y, gate, norm.weight):
+            return gated_norm(y, gate, norm.weight, norm.bias)
+        y = norm(y)
+        return y if gate is None else F.gelu(gate, approximate="tanh") * y
 
     def _queries_and_keys(self, u: Tensor, reading: Reading, state: LayerState | None) -> tuple[Tensor, Tensor]:
         q = self.q_proj(u)

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from ttt_impl.backbone import Block, RMSNorm
 from ttt_impl.cache import TTTCache
 from ttt_impl.configuration import TTTConfig
+from ttt_impl.cpu.decode import decoder
 from ttt_impl.documents import document_starts, left_padding
 from ttt_impl.pretrained import TTTPreTrainedModel
 from ttt_impl.reading import Reading, read, read_counted
@@ -54,6 +55,13 @@ class TTTModel(TTTPreTrainedModel):
         h = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache(past_key_values if past_key_values is not None else cache_params, use_cache, len(h))
         starts = document_starts(cu_seqlens, position_ids, h, cache is not None or attention_mask is not None)
+        decode = (
+            None if output_hidden_states or self.config.output_hidden_states else decoder(self, self.config, cache, h)
+        )
+        if decode and cache and left_padding(attention_mask, 1, cache.positions) is None:
+            decode.step(h := h.clone() if input_ids is None else h, cache.positions)
+            cache.advance(1, None)
+            return BaseModelOutputWithPast(last_hidden_state=h, past_key_values=cache)  # type: ignore[arg-type]
         reading = self._reading(h, cache, attention_mask, starts)
         states: list[Tensor] | None = [] if output_hidden_states or self.config.output_hidden_states else None
         for layer, block in enumerate(self.layers):

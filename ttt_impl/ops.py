@@ -3,11 +3,12 @@
     'scan'      the hand-differentiated scan over mini-batches (`scan_linear.py`, `scan_mlp.py`); differentiable once
     'autograd'  the same dual form as a plain loop (`scan_autograd.py`); differentiable any number of times
     'step'      a few tokens inside the open mini-batch of a cache (`step.py`); not differentiable
-    'fused-cuda'  TTT-Linear's kernels (`kernels/`), bfloat16 on a CUDA device; differentiable once
+    'fused-cpu'  the operators of `cpu/`, float32 on a CPU with a C++ compiler; differentiable once
+    'fused-cuda'  the kernels of `kernels/`, bfloat16 on a CUDA device; differentiable once
 
 'auto' takes 'fused-cuda' where the call fits the kernels and they have passed a self-check on the device at hand,
-otherwise 'step' where it applies and 'scan' where it does not. Inputs in half precision are computed, and their fast
-weights kept, in float32.
+'fused-cpu' where that applies, otherwise 'step' where it applies and 'scan' where it does not. Inputs in half
+precision are computed, and their fast weights kept, in float32.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ttt_impl.checks import check_choice
+from ttt_impl.cpu import fused_cpu
 from ttt_impl.layout import Layout, plain
 from ttt_impl.learner import PUBLISHED, Inputs, Learner, Weights
 from ttt_impl.scan_autograd import scan_linear, scan_mlp
@@ -25,7 +27,7 @@ from ttt_impl.state import FastWeights, fold
 from ttt_impl.step import step_linear, step_mlp
 from ttt_impl.walk import Walk, is_differentiated
 
-PATHS = ("auto", "scan", "autograd", "step", "fused-cuda")
+PATHS = ("auto", "scan", "autograd", "step", "fused-cpu", "fused-cuda")
 SCANS = {
     ("linear", "scan"): scan_linear_fast,
     ("linear", "autograd"): scan_linear,
@@ -95,7 +97,13 @@ def _run(
     work = torch.promote_types(dtype, torch.float32)
     with torch.autocast(inputs.q.device.type, enabled=False):
         inputs, weights = Inputs(*(x.to(work) for x in inputs)), tuple(w.to(work) for w in weights)
-        path = _pick(path, layout, state, is_differentiated(inputs, weights))
+        differentiated = is_differentiated(inputs, weights)
+        if path in ("auto", fused_cpu.PATH) and fused_cpu.supports(
+            kind, inputs, learner, layout, state, keep_state, record, differentiated
+        ):
+            output, after, closed = fused_cpu.run(kind, inputs, weights, layout, state, keep_state, differentiated)
+            return TTTResult(output.to(dtype), after, fused_cpu.PATH, closed if record else ())
+        path = _pick(path, layout, state, differentiated)
         if path == "step" and state is not None:
             step = step_linear if kind == "linear" else step_mlp
             output, after = step(inputs, learner, layout, state)
@@ -113,7 +121,13 @@ def on_gpu(inputs: Inputs) -> bool:
 
 
 def _pick(path: str, layout: Layout, state: FastWeights | None, differentiated: bool) -> str:
-    """The path for these inputs; 'step' is refused where it would be wrong."""
+    """The path for these inputs; 'step' is refused where it would be wrong, and so is what did not fit 'fused-cpu'."""
+    if path == fused_cpu.PATH:
+        raise ValueError(
+            "path='fused-cpu' needs the published learner in float32 on a CPU with a C++ compiler, mini-batches of at "
+            f"most {fused_cpu.LARGEST}, no gradients through an open mini-batch and no state of packed documents; "
+            "valid choices here: 'auto', 'scan', 'autograd'"
+        )
     fits = state is not None and layout.fits_open and not differentiated
     if path == "step" and not fits:
         raise ValueError(

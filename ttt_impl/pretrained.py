@@ -24,30 +24,8 @@ class TTTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal(0, initializer_range) for matrices, W0 and the learning-rate gate; PyTorch's own for convolutions."""
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Embedding):
-            init.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, nn.Conv1d):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            bound = 1 / math.sqrt(module.weight.shape[-1])
-            if module.bias is not None:
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, RMSNorm):
-            init.ones_(module.weight)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, TTTLayer):
-            for name, parameter in module.named_parameters(recurse=False):
-                if name == "ttt_norm_weight":
-                    init.ones_(parameter)
-                elif name.startswith("W") or name == "learnable_ttt_lr_weight":
-                    init.normal_(parameter, mean=0.0, std=std)
-                else:
-                    init.zeros_(parameter)
+        initialise(module, self.config.initializer_range)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -72,3 +50,28 @@ class TTTPreTrainedModel(PreTrainedModel):
         if reason is not None:
             raise ValueError(f"state_dict: {reason}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, std: float) -> None:
+    """Normal(0, std) for matrices, W0 and the learning-rate gate; PyTorch's own for convolutions."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        init.normal_(module.weight, mean=0.0, std=std)
+    elif isinstance(module, nn.Conv1d):
+        init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        bound = 1 / math.sqrt(module.weight.shape[-1])
+        if module.bias is not None:
+            init.uniform_(module.bias, -bound, bound)
+    elif isinstance(module, RMSNorm):
+        init.ones_(module.weight)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+    elif isinstance(module, TTTLayer):
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "ttt_norm_weight":
+                init.ones_(parameter)
+            elif name.startswith("W") or name == "learnable_ttt_lr_weight":
+                init.normal_(parameter, mean=0.0, std=std)
+            else:
+                init.zeros_(parameter)

@@ -9,6 +9,8 @@ one product.
 import torch
 from torch import Tensor
 
+from ttt_impl.cpu.pointwise import rotate_pairs, usable
+
 
 def rotations(size: int, width: int, theta: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """exp(i * place * theta^(-2 i / f)) for the K places of a mini-batch, complex [K, f / 2]."""
@@ -20,5 +22,7 @@ def rotations(size: int, width: int, theta: float, device: torch.device, dtype: 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn the pairs of x [B, L, H, f] by rotation [1 or B, L, f / 2]."""
+    if usable(x) and rotation.dtype == torch.complex64:
+        return rotate_pairs(x, rotation)
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * rotation[:, :, None]).flatten(-2)

@@ -31,7 +31,7 @@ class _Chunk:
         causal = tok[:, None] * torch.ones_like(tok).expand(len(tok), -1).tril()
         self.causal = causal[places].expand(batch, -1, -1).repeat_interleave(heads, 0)
         self.where = places.expand(batch, -1).repeat_interleave(heads, 0)[..., None]
-        self.closing = _closing(layout, heads, q.device)
+        self.closing = closing_heads(layout, heads, q.device)
         self.last = tok[-1]
 
     def put(self, buffer: Tensor, rows: Tensor) -> None:
@@ -48,7 +48,7 @@ def step_linear(inputs: Inputs, learner: Learner, layout: Layout, state: FastWei
     z_bar = torch.baddbmm(z_bar, chunk.causal * (chunk.wide_q @ keys.mT), ghat, alpha=-1)
     if chunk.closing is not None:
         w = torch.baddbmm(w, (chunk.last * chunk.closing * keys).mT, ghat, alpha=-1)
-        state = _opened((w,), chunk.closing, state)
+        state = opened((w,), chunk.closing, state)
     return learner.output(chunk.q, z_bar, chunk.gamma, chunk.beta).view_as(inputs.q), state
 
 
@@ -70,7 +70,7 @@ def step_mlp(inputs: Inputs, learner: Learner, layout: Layout, state: FastWeight
         rate = chunk.last * chunk.closing
         w1 = torch.baddbmm(w1, (rate * keys).mT, ghat1, alpha=-1)
         w2 = torch.baddbmm(w2, (rate * x2).mT, ghat2, alpha=-1)
-        state = _opened((w1, w2), chunk.closing, state)
+        state = opened((w1, w2), chunk.closing, state)
     return learner.output(chunk.q, z_bar, chunk.gamma, chunk.beta).view_as(inputs.q), state
 
 
@@ -79,7 +79,7 @@ def _widen(x: Tensor, bias: bool) -> Tensor:
     return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1) if bias else x
 
 
-def _closing(layout: Layout, heads: int, device: torch.device) -> Tensor | None:
+def closing_heads(layout: Layout, heads: int, device: torch.device) -> Tensor | None:
     """Heads [1 or N, 1, 1] whose mini-batch the chunk fills; None if it is known that there are none."""
     if layout.taken is not None and not layout.fill:
         return (layout.taken + layout.length == layout.size).repeat_interleave(heads)[:, None, None]
@@ -91,6 +91,6 @@ def _closing(layout: Layout, heads: int, device: torch.device) -> Tensor | None:
     return closing.repeat_interleave(heads, 0) if len(full) > 1 else closing
 
 
-def _opened(weights: Weights, closing: Tensor, state: FastWeights) -> FastWeights:
+def opened(weights: Weights, closing: Tensor, state: FastWeights) -> FastWeights:
     """The next mini-batch: new weights, and no rows where the last one closed; `state` stays as it is."""
     return FastWeights(weights, tuple(x.masked_fill(closing, 0) for x in state.rows))

@@ -1,13 +1,40 @@
-"""No token may see the future: asked by changing the future, and by asking the gradient for it."""
+"""No token may see the future: asked by changing the future, and by asking the gradient for it.
+
+An FFT brings rounding of all tokens to each of them. A family that declares so (`exact_causality = False`) is asked in
+float64, where rounding stays far below anything that a real leak would show, and by its step form, which can see
+no future at all.
+"""
 
 from __future__ import annotations
+
+import copy
+import dataclasses
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.interface import SequenceModel
+from harness.gate import equivalence
 from harness.records import Check
+
+FLOAT64_BOUND = 1e-10
+
+
+def exact(baseline: SequenceModel, ids: Tensor) -> list[Check]:
+    """Both questions about `ids` [B, L], to the bit."""
+    return [perturbation(baseline, ids), gradient(baseline, ids)]
+
+
+def rounded(baseline: SequenceModel, ids: Tensor) -> list[Check]:
+    """Both questions in float64, to rounding; and one token after another, the logits are those of the whole."""
+    wide = copy.copy(baseline)
+    wide.model = copy.deepcopy(baseline.model).double()
+    return [
+        perturbation(wide, ids, FLOAT64_BOUND),
+        gradient(wide, ids, FLOAT64_BOUND),
+        dataclasses.replace(equivalence.stepwise(wide, ids, FLOAT64_BOUND), name="causal: float64 steps = forward"),
+    ]
 
 
 def perturbation(baseline: SequenceModel, ids: Tensor, bound: float = 0.0) -> Check:

@@ -35,6 +35,25 @@ class WallClock:
         return [after - before for before, after in pairwise(marks)]
 
 
+class CpuClock:
+    """CPU seconds of this process, all its threads: a neighbour on the same cores hardly lengthens them.
+
+    The wall seconds of the same stretches gather in `wall`.
+    """
+
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+
+    def mark(self) -> tuple[float, float]:
+        """CPU and wall seconds since arbitrary origins."""
+        return time.process_time(), time.perf_counter()
+
+    def seconds(self, marks: list[tuple[float, float]]) -> list[float]:
+        """CPU seconds between neighbouring marks."""
+        self.wall += [after - before for (_, before), (_, after) in pairwise(marks)]
+        return [after - before for (before, _), (after, _) in pairwise(marks)]
+
+
 class CudaClock:
     """CUDA events on the current stream: device time, free of synchronisation until the seconds are asked for."""
 

@@ -7,13 +7,14 @@ marks. Token ids are random: what a model computes does not depend on them.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from baselines.interface import SequenceModel
+from baselines.interface import SequenceModel, State
 from harness.measure.clock import Clock
 from harness.measure.memory import peak_bytes
 from harness.records import Decode, Prefill, TrainStep, Values
@@ -27,10 +28,15 @@ class Scenario(ABC):
     def __init__(self, baseline: SequenceModel, device: str, batch: int, length: int) -> None:
         self.baseline, self.device, self.batch, self.length = baseline, device, batch, length
         self.seconds: list[float] = []
+        self.peak: int | None = None
 
     @abstractmethod
+    def prepare(self) -> None:
+        """Make the inputs and run everything once untimed: allocations, autotuning and compilation happen here."""
+
     def warm(self) -> None:
-        """Run everything once untimed: allocations, autotuning and compilation happen here."""
+        """Prepare, then run once more for what is measured beside the seconds."""
+        self.prepare()
 
     @abstractmethod
     def turn(self, clock: Clock) -> list[float]:
@@ -62,11 +68,15 @@ class Scenario(ABC):
 class PrefillScenario(Scenario):
     """Feed batch × length tokens to an empty state."""
 
-    def warm(self) -> None:
-        """Warm up, and measure peak memory and the state that is left."""
+    def prepare(self) -> None:
+        """One prefill, whose state is counted."""
         self.ids = self.random_ids(self.length)
-        self.peak = peak_bytes(self._work, self.device)
         self.state_bytes = self.baseline.state_bytes(self._work()[1])
+
+    def warm(self) -> None:
+        """Another one for the peak of memory."""
+        self.prepare()
+        self.peak = peak_bytes(self._work, self.device)
 
     @torch.inference_mode()
     def _work(self) -> tuple[Tensor, object]:
@@ -89,15 +99,20 @@ class DecodeScenario(Scenario):
         super().__init__(baseline, device, batch, length)
         self.tokens = tokens
 
-    def warm(self) -> None:
+    def prepare(self) -> None:
         """Warm up with one whole turn, and count the state after the context."""
         self.context, self.inputs = self.random_ids(self.length), self.random_ids(self.tokens)
         with torch.inference_mode():
-            self.state_bytes = self.baseline.state_bytes(self.baseline.prefill(self.context)[1])
+            self.state = self.baseline.prefill(self.context)[1] if self.device == "cpu" else None
+            self.state_bytes = self.baseline.state_bytes(self._after_context())
             self._steps()
 
+    def _after_context(self) -> State:
+        """A copy of the state on a CPU, where reading the context again outlasts the steps; a GPU may not hold two."""
+        return self.baseline.prefill(self.context)[1] if self.state is None else copy.deepcopy(self.state)
+
     def _steps(self, clock: Clock | None = None) -> list[object]:
-        _, state = self.baseline.prefill(self.context)
+        state = self._after_context()
         marks = [clock.mark()] if clock else []
         for i in range(self.tokens):
             _, state = self.baseline.step(self.inputs[:, i : i + 1], state)
@@ -107,7 +122,7 @@ class DecodeScenario(Scenario):
 
     @torch.inference_mode()
     def turn(self, clock: Clock) -> list[float]:
-        """Prefill the context (untimed), then time each of the single steps."""
+        """From the state after the context, time each of the single steps."""
         return clock.seconds(self._steps(clock))
 
     def values(self) -> Decode:
@@ -123,13 +138,17 @@ class TrainStepScenario(Scenario):
         super().__init__(baseline, device, config.batch_size, config.length)
         self.config, self.autocast = config, autocast
 
-    def warm(self) -> None:
-        """Two steps: the first allocates gradients and moments. The rate is zero, so the weights stay."""
+    def prepare(self) -> None:
+        """One step, which allocates gradients and moments. The rate is zero, so the weights stay."""
         self.windows = self.random_ids(self.length + 1)
         self.optimizer = make_optimizer(self.baseline.model, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
         self._work()
+
+    def warm(self) -> None:
+        """Another step for the peak of memory."""
+        self.prepare()
         self.peak = peak_bytes(self._work, self.device)
 
     def _work(self) -> None:

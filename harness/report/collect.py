@@ -49,9 +49,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Run:
-    """The rows that count. Models stand in the order of `style.LOOKS`, unknown names after them by alphabet.
+    """The rows that count. Models stand in the order in which the last command named them.
 
-    (Rows lie in the file in the order in which parallel workers happened to finish, which is no order to show.)
+    (Rows lie in the file in the order in which parallel workers happened to finish, which is no order to show.) Where
+    the rows do not say, the order is that of `style.LOOKS`, unknown names after them by alphabet.
     """
 
     rows: list[Row]
@@ -108,7 +109,7 @@ def collect(folders: Sequence[Path]) -> Run:
 
 def _replace(rows: dict[int | None, Row], row: Row) -> None:
     """Let `row` take the place of what it measures anew: by batch, or the whole length where it failed without one."""
-    batch: int | None = getattr(row.record.values, "batch", None)
+    batch: int | None = row.record.batch or getattr(row.record.values, "batch", None)
     if batch is None:
         rows.clear()
     rows.pop(None, None)
@@ -121,10 +122,17 @@ def _run(rows: list[Row], finishes: list[Row]) -> Run:
     return Run(
         rows=rows,
         finishes=[row.record.values for row in finishes if isinstance(row.record.values, Finish)],
-        models=sorted({record.model for record in named} - floors, key=rank),
+        models=_ordered({record.model for record in named} - floors, named),
         floors=sorted(floors),
         seeds=sorted({record.seed for record in named if record.model not in floors}),
     )
+
+
+def _ordered(models: set[str], records: list[Record]) -> list[str]:
+    latest = max(records, key=lambda record: record.time, default=None)
+    named: list[str] = latest.provenance.get("models", []) if latest else []
+    place = {name: index for index, name in enumerate(named)}
+    return sorted(models, key=lambda name: (place.get(name.split("@")[0], len(named)), rank(name)))
 
 
 def _failure(record: Record) -> Failure:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from harness.records import Check, Gate, PositionCurve, Training
+from harness.records import Check, Gate, PositionCurve, Training, Tuning
 from harness.report import formats
 from harness.report.collect import Run
 from harness.report.tables import Column, Table
@@ -70,6 +70,9 @@ def _conditions(run: Run, name: str) -> dict[str, str]:
         if isinstance(values, Training):
             found.setdefault("training tokens", []).append(values.tokens)
             found.setdefault("training length", []).append(values.train_length)
+            if values.learning_rate is not None:
+                how = "tuned" if "@" in name else "same for all"
+                found.setdefault("learning rate", []).append(f"{values.learning_rate:g} ({how})")
         if isinstance(values, PositionCurve):
             found.setdefault("scored tokens", []).append(values.tokens)
             found.setdefault("convention", []).append(values.convention)
@@ -79,16 +82,41 @@ def _conditions(run: Run, name: str) -> dict[str, str]:
     return {key: _listed(values) for key, values in found.items() if _listed(values)}
 
 
+def tuning(run: Run) -> Table | None:
+    """The loss of each model at each learning rate that was tried, over the last tenth of training."""
+    rows = []
+    for name in run.models:
+        for row, values in run.select(Tuning, name):
+            losses = {f"{rate:g}": loss for rate, loss in zip(values.rates, values.losses, strict=True)}
+            rows.append({"model": name, "seed": row.record.seed, **losses, "chosen": values.chosen})
+    if not rows:
+        return None
+    rates = sorted({key for row in rows for key in row} - {"model", "seed", "chosen"}, key=float)
+    columns = [
+        Column("model", "model", text=True),
+        Column("seed", "seed"),
+        *(Column(rate, f"rate {rate}", formats.significant) for rate in rates),
+        Column("chosen", "tuned", text=True),
+    ]
+    caption = (
+        "Training loss in nats a token over the last tenth of training at each learning rate; the lowest is tuned."
+        " model@rate has its tuned rate in every table, model alone the rate that all share."
+    )
+    return Table("tuning", "Learning rates", caption, columns, rows)
+
+
 def job(run: Run) -> Table | None:
     """Wall and CPU seconds of the whole job, with its parts."""
     if not run.finishes:
         return None
-    parts: dict[str, float] = {}
+    parts: dict[str, dict[str, float]] = {}
     for finish in run.finishes:
-        for part, wall in finish.parts.items():
-            parts[part] = parts.get(part, 0.0) + wall
+        for key, seconds in (("wall", finish.parts), ("cpu", finish.cpu_parts)):
+            for part, value in seconds.items():
+                cells = parts.setdefault(part, {})
+                cells[key] = cells.get(key, 0.0) + value
     total = sum(finish.wall_seconds for finish in run.finishes)
-    rows: list[dict[str, Any]] = [{"part": part, "wall": wall} for part, wall in parts.items()]
+    rows: list[dict[str, Any]] = [{"part": part, **cells} for part, cells in parts.items()]
     rows.append({"part": "whole job", "wall": total, "cpu": sum(finish.cpu_seconds for finish in run.finishes)})
     columns = [
         Column("part", "part", text=True),
@@ -122,6 +150,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}: ")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", ", ".join(map(str, value))
         elif key.endswith("_bytes"):
             yield f"{prefix}{key.removesuffix('_bytes')}", formats.size(value)
         else:

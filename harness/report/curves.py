@@ -1,4 +1,8 @@
-"""The `position` curves of a run: the NLL files read once, summed into context buckets, resampled over documents."""
+"""The `position` curves of a run: the NLL files read once, summed into context buckets, resampled over documents.
+
+Everything is per byte. A model with a tokenizer of its own gives a loss a token, which is spread evenly over the bytes
+of the token: sums over a document stay exact, and contexts are counted in bytes for every model.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as compute
 import pyarrow.parquet as pq
 
 from harness import statistics
@@ -18,34 +21,51 @@ from harness.statistics import Estimate, Floats, Ints
 
 @dataclass(frozen=True)
 class Scores:
-    """NLL of documents [D] by position [P], in nats; NaN past a document's end."""
+    """NLL of documents [D] by position [P] in nats a byte, column j that of byte j + 1; NaN past a document's end."""
 
     documents: list[str]
-    lengths: Ints  # [D] scored tokens
+    lengths: Ints  # [D] bytes up to the last that is scored, less the first
     nll: Floats  # [D, P]
-    target_bytes: Floats  # [D, P]
+    scored: Floats  # [D, P], 1 or, for what a first token of several bytes hides, 0
 
     def sums(self, edges: Ints, train_length: int | None) -> tuple[Sums, Floats]:
-        """Tokens and bytes in the buckets between `edges` and, as last column, the whole document; the NLL alike."""
+        """Bytes in the buckets between `edges` and, as last column, the whole document; the NLL alike."""
         whole = np.array([1, self.nll.shape[1] + 1])
-        tokens, size, nll = (
+        size, nll = (
             np.hstack([statistics.bucket_sums(part, self.lengths, borders) for borders in (edges, whole)])
-            for part in (np.ones_like(self.nll), self.target_bytes, self.nll)
+            for part in (self.scored, self.nll)
         )
-        return Sums(tokens, size, train_length=train_length), nll
+        return Sums(size, size, train_length=train_length), nll
 
 
 def read_scores(path: Path, column: str = "nll") -> Scores:
     """Read an NLL file (see `PositionCurve`), its documents in the order of their names; `column` holds the NLL."""
     if not path.exists():
         raise ValueError(f"{path} is missing: the NLL files named in records.jsonl belong to the run folder")
-    table = pq.read_table(path, columns=["document", column, "target_bytes"]).sort_by("document")
-    lengths = compute.list_value_length(table[column]).to_numpy().astype(np.int64)
+    table = pq.read_table(path).sort_by("document")
+    columns = [[row.values.to_numpy() for row in table[name]] for name in (column, "target_bytes")]
+    first = table["first_bytes"].to_pylist() if "first_bytes" in table.column_names else [1] * len(table)
+    rows = [_over_bytes(*row) for row in zip(*columns, first, strict=True)]
+    lengths = np.array([len(nll) for nll, _ in rows], dtype=np.int64)
     inside = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
-    nll, target_bytes = np.full(inside.shape, np.nan), np.full(inside.shape, np.nan)
-    for matrix, name in ((nll, column), (target_bytes, "target_bytes")):
-        matrix[inside] = compute.list_flatten(table[name]).to_numpy()
-    return Scores(table["document"].to_pylist(), lengths, nll, target_bytes)
+    nll, scored = np.full(inside.shape, np.nan), np.full(inside.shape, np.nan)
+    if rows:
+        nll[inside], scored[inside] = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    return Scores(table["document"].to_pylist(), lengths, nll, scored)
+
+
+def _over_bytes(nll: Floats, sizes: Ints, first: int) -> tuple[Floats, Floats]:
+    """Nats of each byte from the second on, and which of them are scored, where `first` bytes come before the targets.
+
+    A token without bytes is a part of a character: its loss belongs to the token that ends the character.
+    """
+    ends = np.flatnonzero(sizes)
+    if not len(ends):
+        return np.zeros(0), np.zeros(0)
+    token = np.add.reduceat(nll.astype(np.float64), np.r_[0, ends[:-1] + 1])
+    each = np.repeat(token / sizes[ends], sizes[ends])[max(0, 1 - first) :]
+    before = np.zeros(max(0, first - 1))
+    return np.r_[before, each], np.r_[before, np.ones_like(each)]
 
 
 @dataclass
@@ -88,12 +108,12 @@ class Curves(Paired):
         self.add(name, seed, scores.documents, sums, nll)
         inside = np.array([1, self.trained or 1])
         bytes_within, nll_within = (
-            statistics.bucket_sums(part, scores.lengths, inside) for part in (scores.target_bytes, scores.nll)
+            statistics.bucket_sums(part, scores.lengths, inside) for part in (scores.scored, scores.nll)
         )
         self.within.setdefault(name, Within(bytes_within, {})).nll[seed] = nll_within
 
     def nats_per_byte(self, name: str) -> Estimate:
-        """Nats per byte over all scored tokens, [1]; divide by log 2 for bits."""
+        """Nats per byte over all scored bytes, [1]; divide by log 2 for bits."""
         sums = self.sums[name]
         return statistics.estimate(sums.mean[:, -1:], sums.bytes[:, -1:], self.weights)
 
@@ -101,11 +121,12 @@ class Curves(Paired):
         """Nats per byte inside the training length, [1]; with a `reference`, less that of it, paired over documents."""
         nll = self.within[name].mean
         if reference is not None:
-            nll = nll - self.within[reference].mean
+            same = (self.within[name].bytes == self.within[reference].bytes).all(axis=0)
+            nll = np.where(same, nll - self.within[reference].mean, np.nan)
         return statistics.estimate(nll, self.within[name].bytes, self.weights)
 
     def seed_nats_per_byte(self, name: str) -> Floats:
-        """Each seed's nats per byte over all scored tokens, [S]."""
+        """Each seed's nats per byte over all scored bytes, [S]."""
         sums = self.sums[name]
         return np.array([nll[:, -1].sum() / sums.bytes[:, -1].sum() for nll in sums.nll.values()])
 

@@ -18,7 +18,7 @@ from harness.report.style import DAGGER
 
 KEYS = (
     "device", "dtype", "threads", "compile", "processor", "data_hash", "training_tokens", "training_length",
-    "scored_tokens", "seeds",
+    "scored_bytes", "seeds",
 )  # fmt: skip
 
 
@@ -80,8 +80,8 @@ def _values(record: Record, key: str) -> list[Any]:
         return [values.tokens] if isinstance(values, Training) else []
     if key == "training_length":
         return [values.train_length] if isinstance(values, Training) else []
-    if key == "scored_tokens":
-        return [values.tokens] if isinstance(values, PositionCurve) else []
+    if key == "scored_bytes":
+        return [values.bytes or values.tokens + values.documents] if isinstance(values, PositionCurve) else []
     if key == "processor":
         hardware = record.provenance.get("hardware", {})
         timed = isinstance(values, TrainStep | Prefill | Decode)

@@ -144,7 +144,7 @@ def _windowed(run: Run, curves: Curves, name: str) -> dict[tuple[int, int], Esti
     sums: dict[tuple[int, int], list[tuple[np.ndarray, np.ndarray]]] = {}
     for row, values in run.select(Window, name):
         scores = read_scores(row.folder / values.nll_file)
-        pair = tuple(np.nansum(part, axis=1, keepdims=True) for part in (scores.nll, scores.target_bytes))
+        pair = tuple(np.nansum(part, axis=1, keepdims=True) for part in (scores.nll, scores.scored))
         sums.setdefault((values.window, values.stride), []).append((pair[0], pair[1]))
     return {
         key: statistics.estimate(np.mean([nll for nll, _ in found], axis=0), found[0][1], curves.weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -10,13 +10,15 @@ class TrainConfig:
     """AdamW with linear warm-up and cosine decay over a fixed budget of tokens.
 
     The shape of the recipe is that of the TTT paper (Sun et al., arXiv 2407.04620, appendix C): betas (0.9, 0.95),
-    weight decay 0.1, gradients clipped to norm 1, warm-up over a tenth of the steps, cosine to 1e-5.
+    weight decay 0.1, gradients clipped to norm 1, warm-up over a tenth of the steps, cosine to 1e-5. At each of `rates`
+    every model is trained too; the best one is compared beside `learning_rate` (`harness.tuning`).
     """
 
     tokens: int = 600_000
     length: int = 256
     batch_size: int = 4
     learning_rate: float = 3e-3
+    rates: list[float] = field(default_factory=list)
     final_learning_rate: float = 1e-5
     warmup: float = 0.1
     weight_decay: float = 0.1
@@ -38,6 +40,8 @@ class TrainConfig:
         for name in ("learning_rate", "clip_norm", "checkpoint_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: must be above 0")
+        if any(rate <= self.final_learning_rate for rate in self.rates):
+            raise ValueError(f"train.rates is {list(self.rates)}: each must exceed train.final_learning_rate")
         for name in ("warmup", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: must lie in [0, 1)")

@@ -146,4 +146,5 @@ class Trainer:
             wall_seconds=self.wall_seconds,
             cpu_seconds=self.cpu_seconds,
             checkpoint="",
+            learning_rate=self.config.learning_rate,
         )

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines import _mamba_kernels, _mamba_model, mamba, transformer
+from baselines import _mamba_kernels, _mamba_mixer, _mamba_model, _series, transformer
 from baselines.config import SizeConfig, fit_to_size
 from baselines.mamba import Config, Mamba
 from tests.baselines import checks
@@ -64,6 +64,20 @@ def test_generate_draws_what_transformers_draws(model: Mamba, stock: transformer
             torch.manual_seed(3)
             drawn.append(module.generate(ids, attention_mask=mask, max_new_tokens=8, **options))
         torch.testing.assert_close(*drawn, rtol=0, atol=0)
+
+
+def test_without_a_compiler_it_computes_the_same_in_pytorch(model: Mamba, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, ids = [], tokens(2, 40)
+    assert model.kernel_path == "fused-cpu"
+    for _ in range(2):
+        model.model.zero_grad()
+        out = model.model(ids, labels=ids, use_cache=False)
+        out.loss.backward()
+        found.append((out.logits.detach(), [p.grad for p in model.model.parameters()]))
+        monkeypatch.setattr(_series, "library", lambda source: None)
+    assert model.kernel_path == "torch-scan"
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+    checks.any_split_is_one_pass(model, torch.float32, 1e-5)
 
 
 def test_any_split_is_one_pass(model: Mamba) -> None:
@@ -215,7 +229,10 @@ def test_impossible_options_are_refused() -> None:
         Config(state_size=0)
 
 
-def test_flops_are_what_torch_counts_and_the_elementwise_work_that_it_does_not_see(model: Mamba) -> None:
+def test_flops_are_what_torch_counts_and_the_elementwise_work_that_it_does_not_see(
+    model: Mamba, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_mamba_model, "fits", lambda x, source: False)
     length, layers, inner, states, kernel = 19, 2, 40, 4, 4
     counted = checks.counted_flops(model, length)
     unseen = layers * (5 * inner * states + 2 * kernel * inner)
@@ -284,8 +301,8 @@ def reference_kernels() -> _mamba_kernels.MambaKernels:
 @torch.no_grad()
 def test_mamba_ssm_kernels_are_called_as_they_are_documented(model: Mamba, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.forward(tokens(3, 29))
-    assert model.kernel_path == "torch-scan"
-    for module in (_mamba_model, mamba):
+    assert model.kernel_path == "fused-cpu"
+    for module in (_mamba_model, _mamba_mixer):
         monkeypatch.setattr(module, "kernels_for", lambda x: reference_kernels())
     assert model.kernel_path == "mamba-ssm"
     torch.testing.assert_close(model.forward(tokens(3, 29)), expected, rtol=0, atol=1e-5)

@@ -13,46 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from baselines import _selective_scan
 from baselines._causal_conv import causal_conv
 from baselines._selective_scan import selective_scan, selective_step
-
-ROWS, CHANNELS, STATES = 2, 5, 3
+from tests.baselines.scans import CHANNELS, ROWS, STATES, gradients, inputs, scan_step_by_step
 
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of four steps at this module's sizes, so that a few tokens cross several borders."""
     monkeypatch.setattr(_selective_scan, "CHUNK_ELEMENTS", 4 * ROWS * CHANNELS * STATES)
-
-
-def scan_step_by_step(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, h: Tensor
-) -> tuple[Tensor, Tensor]:
-    """y [B, L, D] and the last h [B, D, N], written down from equations 2 and 4 of arXiv 2312.00752."""
-    outputs = []
-    for t in range(x.shape[1]):
-        h = torch.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * x[:, t])[..., None] * B[:, t, None]
-        outputs.append((h * C[:, t, None]).sum(-1) + D * x[:, t])
-    return torch.stack(outputs, 1) * F.silu(z), h
-
-
-def inputs(length: int, dtype: torch.dtype = torch.float64, forgets: float = 1.0) -> list[Tensor]:
-    """x, dt, A, B, C, D, z and the initial state at random; `forgets` multiplies the exponents dt A."""
-    generator = torch.Generator().manual_seed(length)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    channels, states = (ROWS, length, CHANNELS), (ROWS, length, STATES)
-    x, dt, z = normal(*channels), normal(*channels).exp(), normal(*channels)
-    A = -forgets * normal(CHANNELS, STATES).exp()
-    values = [x, dt, A, normal(*states), normal(*states), normal(CHANNELS), z, normal(ROWS, CHANNELS, STATES)]
-    return [value.to(dtype).requires_grad_() for value in values]
-
-
-def gradients(outputs: tuple[Tensor, Tensor], values: list[Tensor]) -> list[Tensor]:
-    """Of a fixed random weighting of both outputs, by each input."""
-    generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
-    return list(torch.autograd.grad(outputs, values, weights))
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 23])
@@ -152,8 +119,8 @@ def test_a_step_is_a_scan_of_one_token_in_place() -> None:
 
 def test_the_convolution_is_the_depthwise_conv1d() -> None:
     generator = torch.Generator().manual_seed(0)
-    shapes = (13, ROWS, CHANNELS), (CHANNELS, 1, 4), (CHANNELS,)
+    shapes = (ROWS, 13, CHANNELS), (CHANNELS, 1, 4), (CHANNELS,)
     x, weight, bias = (torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes)
-    expected = F.conv1d(x.permute(1, 2, 0), weight, bias, groups=CHANNELS).permute(2, 0, 1)
+    expected = F.conv1d(x.transpose(1, 2), weight, bias, groups=CHANNELS).transpose(1, 2)
     torch.testing.assert_close(causal_conv(x, weight, bias), expected, rtol=1e-13, atol=1e-13)
     assert torch.autograd.gradcheck(causal_conv, (x, weight, bias))

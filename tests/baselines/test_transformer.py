@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from baselines import _growing_cache
+from baselines._growing_cache import RESERVE, GrowingCache
 from baselines.config import SizeConfig, fit_to_size
 from baselines.transformer import Config, Transformer
 from tests.baselines import checks
@@ -16,10 +20,13 @@ from tests.baselines.checks import VOCAB, tokens
 CONFIG = Config(hidden_size=24, num_layers=2, head_dim=6, intermediate_size=40)
 
 
-@pytest.fixture(scope="module")
-def model() -> Transformer:
+@pytest.fixture(scope="module", params=[None, 2], ids=["one for each", "shared"])
+def model(request: pytest.FixtureRequest) -> Transformer:
     torch.manual_seed(0)
-    return checks.disturb(Transformer.build(CONFIG, VOCAB))
+    config = dataclasses.replace(CONFIG, num_kv_heads=request.param)
+    made = Transformer.build(config, VOCAB)
+    assert config.parameters(VOCAB) == sum(p.numel() for p in made.model.parameters())
+    return checks.disturb(made)
 
 
 def test_logits_and_gradients_are_those_of_transformers(model: Transformer) -> None:
@@ -91,14 +98,23 @@ def test_sizes_are_met(parameters: int, hidden_size: int, num_layers: int, vocab
     assert abs(fitted.parameters(vocab_size) / parameters - 1) < 0.02
 
 
-@pytest.mark.parametrize("options", [{"num_layers": 0}, {"head_dim": 5}, {"hidden_size": 20, "head_dim": 8}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_kv_heads": 0},
+        {"hidden_size": 24, "head_dim": 6, "num_kv_heads": 3},
+        {"num_layers": 0},
+        {"head_dim": 5},
+        {"hidden_size": 20, "head_dim": 8},
+    ],
+)
 def test_impossible_options_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"^transformer: [a-z_]+="):
         Config(**options)
 
 
 def test_flops_are_what_torch_counts_less_the_pairs_that_the_mask_hides(model: Transformer) -> None:
-    eager = checks.disturb(Transformer.build(CONFIG, VOCAB))
+    eager = checks.disturb(Transformer(copy.deepcopy(model.model)))
     eager.model.set_attn_implementation("eager")
     assert (model.kernel_path, eager.kernel_path) == ("sdpa", "eager")
     length = 19
@@ -109,12 +125,74 @@ def test_flops_are_what_torch_counts_less_the_pairs_that_the_mask_hides(model: T
 
 
 @torch.no_grad()
-def test_the_state_grows_by_a_key_and_a_value_a_token(model: Transformer) -> None:
+def test_the_state_is_keys_and_values_and_after_steps_room_for_some_more(model: Transformer) -> None:
+    token = 2 * 4 * 3 * 6 * model.model.config.num_key_value_heads * 2
     for length in (5, 50):
         _, state = model.prefill(tokens(3, length))
-        assert model.state_bytes(state) == 2 * 4 * 3 * 24 * 2 * length
-        _, state = model.step(tokens(3, 1), state)
-        assert model.state_bytes(state) == 2 * 4 * 3 * 24 * 2 * (length + 1)
+        assert model.state_bytes(state) == token * length
+        _, state = model.prefill(tokens(3, 7), state)
+        assert model.state_bytes(state) == token * (length + 7)
+        for _ in range(2):
+            _, state = model.step(tokens(3, 1), state)
+            assert model.state_bytes(state) == token * (length + 8 + RESERVE)
+
+
+@torch.no_grad()
+def test_steps_move_nothing_until_the_room_is_full(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_growing_cache, "RESERVE", 4)
+    ids = tokens(2, 22)
+    whole, (_, state) = model.forward(ids), model.prefill(ids[:, :3])
+    places = []
+    for t in range(3, 22):
+        logits, state = model.step(ids[:, t : t + 1], state)
+        torch.testing.assert_close(logits[:, 0], whole[:, t], rtol=0, atol=1e-6)
+        places.append(state.layers[1].keys.data_ptr())
+    moves = [t for t in range(1, 19) if places[t] != places[t - 1]]
+    assert moves == [5, 10, 15]
+
+
+@torch.no_grad()
+def test_a_step_is_that_of_transformers(model: Transformer) -> None:
+    sizes = {"vocab_size": VOCAB, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "head_dim": 6}
+    grouped = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, attention_bias=True)
+    for ours in (model, checks.disturb(Transformer(LlamaForCausalLM(grouped)))):
+        for dtype, bound in ((torch.float32, 1e-6), (torch.float64, 1e-14)):
+            other = copy.deepcopy(ours)
+            other.model.to(dtype)
+            _, state = other.prefill(tokens(2, 9))
+            theirs = other.model(tokens(2, 9), use_cache=True).past_key_values
+            for t in range(3):
+                logits, state = other.step(tokens(2, 3)[:, t : t + 1], state)
+                expected = other.model(tokens(2, 3)[:, t : t + 1], past_key_values=theirs).logits
+                torch.testing.assert_close(logits, expected, rtol=0, atol=bound)
+
+
+@torch.no_grad()
+def test_beams_and_crops_of_the_state_go_on_as_transformers_own(model: Transformer) -> None:
+    caches = [GrowingCache(2), DynamicCache(config=model.model.config)]
+    found = []
+    for cache in caches:
+        model.model(tokens(2, 9), past_key_values=cache)
+        model.model(tokens(2, 1), past_key_values=cache)
+        cache.reorder_cache(torch.tensor([1, 1]))
+        model.model(tokens(2, 1), past_key_values=cache)
+        cache.crop(-2)
+        cache.batch_repeat_interleave(2)
+        found.append(model.model(tokens(4, 3), past_key_values=cache).logits)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
+def test_gradients_flow_through_the_state_as_through_one_pass(model: Transformer) -> None:
+    model, ids, found = copy.deepcopy(model), tokens(2, 12), []
+    model.model.double()
+    for cut in (None, 7):
+        model.model.zero_grad()
+        _, state = model.prefill(ids[:, :cut]) if cut else (None, None)
+        logits, state = model.prefill(ids[:, cut or 0 : 11], state, logits_to_keep=0)
+        last, _ = model.step(ids[:, 11:], state)
+        torch.cat([logits, last], 1)[:, -5:].square().sum().backward()
+        found.append([p.grad for p in model.model.parameters()])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()

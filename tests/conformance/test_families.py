@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
-from baselines.config import FamilyConfig, SizeConfig, fit_to_size
+from baselines.config import FamilyConfig, SizeConfig, Unsupported, fit_to_size
 from baselines.interface import SequenceModel
 from baselines.registry import families, find
 from harness.config_errors import CONF
@@ -30,7 +30,22 @@ def family_config(path: Path) -> FamilyConfig:
     return typed
 
 
-@pytest.fixture(params=MODELS, ids=lambda path: path.stem, scope="module")
+def runs_here(path: Path) -> bool:
+    """Whether a model can be built and trained on this machine; what is only loaded is asked in a test of its own."""
+    config = family_config(path)
+    if not find(config.family).trains:
+        return False
+    try:
+        fit_to_size(path.stem, config, TINY, VOCAB)
+    except Unsupported:
+        return False
+    return True
+
+
+TRAINED = [path for path in MODELS if runs_here(path)]
+
+
+@pytest.fixture(params=TRAINED, ids=lambda path: path.stem, scope="module")
 def sized(request: pytest.FixtureRequest) -> FamilyConfig:
     """The config at the tiny budget."""
     return fit_to_size(request.param.stem, family_config(request.param), TINY, VOCAB)
@@ -56,7 +71,17 @@ def test_the_parameter_formula_counts_what_is_built(sized: FamilyConfig, baselin
     assert sized.parameters(VOCAB) == sum(p.numel() for p in baseline.model.parameters())
 
 
-@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_no_parameter_keeps_what_lay_in_memory(sized: FamilyConfig) -> None:
+    """Deterministic mode fills what is allocated and not written with NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        made = find(sized.family).build(sized, VOCAB)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not [name for name, p in made.model.named_parameters() if not p.isfinite().all()]
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
 @pytest.mark.parametrize(
     "size",
     [
@@ -101,7 +126,8 @@ def test_a_saved_model_is_the_same_in_transformers_hands(baseline: SequenceModel
 
 def test_generate_continues_as_forward_would(baseline: SequenceModel) -> None:
     ids = torch.randint(VOCAB, (2, 19))
-    found = baseline.model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    found = baseline.model.generate(ids, max_new_tokens=20, **options)
     for _ in range(20):
         ids = torch.cat([ids, baseline.forward(ids)[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(found, ids)
@@ -139,6 +165,20 @@ def test_runs_in_bfloat16(baseline: SequenceModel) -> None:
     assert baseline.kernel_path
 
 
+def test_trains_under_autocast(sized: FamilyConfig) -> None:
+    """As `runtime.dtype=bfloat16` trains: float32 weights, products in bfloat16; gradients stay near float32's."""
+    torch.manual_seed(3)
+    model = find(sized.family).build(sized, VOCAB).model.train()
+    ids = torch.randint(VOCAB, (2, 41))
+    gradients = []
+    for low in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            logits = model(ids[:, :-1], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
+    assert float((gradients[1] - gradients[0]).norm()) < 0.1 * float(gradients[0].norm())
+
+
 def test_overfits_64_tokens(sized: FamilyConfig) -> None:
     torch.manual_seed(1)
     model = find(sized.family).build(sized, VOCAB).model.train()
@@ -152,3 +192,28 @@ def test_overfits_64_tokens(sized: FamilyConfig) -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert loss.item() < 0.5
+
+
+MOTIF, ALPHABET = 3, 16
+ORDER_BLIND = 0.4
+"""Best guess without the order: one of the motif's tokens. With 3 of 16, two of them alike in 3 of 17 motifs: 0.395."""
+
+
+def test_learns_to_repeat(sized: FamilyConfig) -> None:
+    """The induction task: a random motif, over and over, is told from what came a motif before, and from nothing else.
+
+    At most 200 steps, as many as the slowest family needs to be above the guess that knows the tokens but no order.
+    """
+    torch.manual_seed(2)
+    model = find(sized.family).build(sized, VOCAB).model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    right: list[float] = []
+    while len(right) < 200 and not sum(right[-10:]) > 10 * ORDER_BLIND + 0.5:
+        ids = torch.randint(ALPHABET, (32, MOTIF)).repeat(1, 5)
+        logits = model(ids[:, :-1], use_cache=False).logits[:, MOTIF - 1 :]
+        torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, MOTIF:]).backward()
+        right.append(float((logits.argmax(-1) == ids[:, MOTIF:]).double().mean()))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sum(right[-10:]) / 10 > ORDER_BLIND

@@ -10,10 +10,17 @@ from typing import Any
 import torch
 from mine import gru  # type: ignore[import-not-found]
 
+from baselines.config import Unsupported
+
 
 @dataclass
 class Options(gru.Options):  # type: ignore[misc]
     fault: str = ""
+
+    def parameters(self, vocab_size: int) -> int:
+        if self.fault == "unsupported":
+            raise Unsupported("needs a quantum computer")
+        return super().parameters(vocab_size)
 
 
 class Broken(gru.GRU):  # type: ignore[misc]
@@ -24,6 +31,8 @@ class Broken(gru.GRU):  # type: ignore[misc]
     def build(cls, config: Any, vocab_size: int) -> Any:
         if config.fault == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
+        if config.fault == "unsupported":
+            raise Unsupported("needs a quantum computer")
         if config.fault == "oom":
             raise MemoryError("no room for the weights")
         made = super().build(config, vocab_size)

@@ -26,6 +26,12 @@ from harness.train.config import TrainConfig
 SCHEMAS = {
     "size": SizeConfig, "data": DataConfig, "train": TrainConfig, "measure": MeasureConfig, "runtime": RuntimeConfig,
 }  # fmt: skip
+NOT_RUN = {
+    "runtime=gpu",
+    "experiment=tune",
+    *(f"size={size}" for size in ("2m", "10m", "30m", "125m", "350m", "760m", "1.3b")),
+}
+"""Needs a GPU, or more seconds than a test has: see `test_tuning.py`, and `test_budget.py` for the sizes."""
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml"))]
 
 
@@ -87,14 +93,24 @@ def test_every_option_composes(option: str, tmp_path: Path) -> None:
     composed([listed(option), *paths_for(option, tmp_path)])
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if o != "runtime=gpu"])
+def test_the_zoo_leaves_no_family_out() -> None:
+    models = {name for name, family in composed(["experiment=zoo"]).model.items() if find(family.family).trains}
+    assert models >= {
+        option.removeprefix("model=")
+        for option in OPTIONS
+        if option.startswith("model=") and find(composed([listed(option)]).model[option[6:]].family).trains
+    }
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o not in NOT_RUN and not o.startswith("model=")])
 def test_every_option_runs_in_smoke_size(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`experiment=zoo` runs the models."""
     monkeypatch.chdir(tmp_path)
-    drawn = option.startswith(("model=", "experiment="))
+    drawn = option.startswith("experiment=")
     if not drawn:
         monkeypatch.setattr("harness.run.report", lambda folder, console, allow_unlike: folder)
     models = [] if drawn else ["model=[transformer]"]
-    assert run(composed([*models, "debug=smoke", listed(option), *paths_for(option, tmp_path)])) == 0
+    assert run(composed([*models, "debug=smoke", option, *paths_for(option, tmp_path)])) == 0
     (folder,) = Path("results/runs").iterdir()
     assert (folder / "report" / "report.html").exists() == drawn
 

@@ -16,7 +16,7 @@ import pytest
 from baselines.registry import find
 from harness.config import RunConfig
 from harness.measure.config import MeasureConfig
-from harness.records import Record, RecordStore, Training
+from harness.records import Finish, Record, RecordStore, Training
 from harness.run import own_folder, run
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +63,14 @@ def test_every_measurement_becomes_a_row_with_its_provenance(small: RunConfig) -
         assert row.provenance["config_hash"] == small.hash
         assert len(row.provenance["data_hash"]) == 64
         assert not any(value in str(row.provenance) for key, value in os.environ.items() if "TOKEN" in key and value)
+    finish = found["finish", "", 0].values
+    assert isinstance(finish, Finish)
+    assert set(finish.cpu_parts) == set(finish.parts) == {"set-up", "train, gate, score", "timing"}
+    assert sum(finish.cpu_parts.values()) == pytest.approx(finish.cpu_seconds)
+    assert sum(finish.parts.values()) == pytest.approx(finish.wall_seconds)
+    assert min(finish.cpu_parts.values()) > 0
+    assert found["train_step", "gru", 32].batch == small.train.batch_size
+    assert found["decode", "gru", 16].provenance["models"] == ["gru"]
     assert len(found["decode", "gru", 16].values.seconds) == 4  # type: ignore[union-attr]
     assert found["prefill", "gru", 64].conditions.kernel_path == "torch"
     assert found["prefill", "gru", 64].conditions.load_average is not None
@@ -81,12 +89,16 @@ def test_what_is_done_is_not_done_again(small: RunConfig) -> None:
 
 
 def test_faults_become_rows_and_the_comparison_goes_on(small: RunConfig) -> None:
-    faults = ["crash", "oom", "nan", "acausal", "oom at 64"]
+    faults = ["unsupported", "crash", "oom", "nan", "acausal", "oom at 64"]
     small.model |= {fault.replace(" ", "_"): broken(fault) for fault in faults}
     assert run(small) == 1
     found = rows(small)
     status = {name: row.status for (kind, name, _), row in found.items() if kind == "training"}
-    assert status == {"gru": "ok", "crash": "crashed", "oom": "oom", "nan": "nan", "acausal": "ok", "oom_at_64": "ok"}
+    assert status == {
+        "gru": "ok", "unsupported": "unsupported", "crash": "crashed", "oom": "oom", "nan": "nan",
+        "acausal": "ok", "oom_at_64": "ok",
+    }  # fmt: skip
+    assert found["training", "unsupported", 0].message == "Unsupported: needs a quantum computer"
     assert "signal 11" in found["training", "crash", 0].message
     assert found["training", "oom", 0].message == "MemoryError: no room for the weights"
     assert found["gate", "acausal", 0].status == "failed"

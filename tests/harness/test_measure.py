@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from baselines.interface import SequenceModel
+from baselines.interface import Encoded, SequenceModel, bytes_as_tokens
 from harness.data.tokens import TokenDocument
 from harness.measure.clock import WallClock
 from harness.measure.memory import peak_bytes
@@ -88,6 +88,7 @@ def test_the_curve_keeps_every_position_of_every_document(tmp_path: Path) -> Non
     told: list[tuple[int, int]] = []
     curve = position_curve(
         lambda rows, targets: rows[:, -targets:] / 2,
+        bytes_as_tokens,
         documents,
         5,
         4,
@@ -107,5 +108,27 @@ def test_a_nan_is_not_averaged_away(tmp_path: Path) -> None:
     def score(rows: np.ndarray, targets: int) -> np.ndarray:
         return np.where(np.arange(targets) == 2, np.nan, 1.0)[None]
 
+    documents = [document("a", b"abcdef")]
     with pytest.raises(ArithmeticError, match="NLL of a is not finite at position 2"):
-        position_curve(score, [document("a", b"abcdef")], 9, None, tmp_path / "n", tmp_path, lambda *_: None)
+        position_curve(score, bytes_as_tokens, documents, 9, None, tmp_path / "n", tmp_path, lambda *_: None)
+
+
+def test_a_tokenizer_reads_the_same_bytes_and_its_tokens_keep_their_sizes(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def in_twos(text: bytes) -> Encoded:
+        pairs = [text[i : i + 2] for i in range(0, len(text), 2)]
+        return Encoded(np.array([pair[0] for pair in pairs]), np.array([len(pair) for pair in pairs]))
+
+    def score(rows: np.ndarray, targets: int) -> np.ndarray:
+        return rows[:, -targets:] / 2
+
+    documents = [document("a", b"abcdefgh"), document("b", b"xyz")]
+    path = tmp_path / "nll.parquet"
+    curve = position_curve(score, in_twos, documents, 7, None, path, tmp_path, lambda *t: told.append(t))
+    assert (curve.documents, curve.tokens, curve.bytes) == (2, 4, 10)
+    table = pq.read_table(path).to_pydict()
+    assert table["nll"] == [[b / 2 for b in b"ceg"], [ord("z") / 2]]
+    assert table["target_bytes"] == [[2, 2, 1], [1]]
+    assert table["first_bytes"] == [2, 2]
+    assert told == [(7, 10), (10, 10)]

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -41,6 +42,27 @@ def test_the_last_row_of_a_shape_wins(tmp_path: Path) -> None:
     _prefill(store, 5.0, length=1024)
     found = timings(collect([tmp_path]), Prefill, "mamba")
     assert {length: timing.seconds.tolist() for length, timing in found.items()} == {512: [2.0], 1024: [5.0]}
+
+
+def test_a_failure_at_one_batch_leaves_the_others(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    _prefill(store, 1.0, batch=1)
+    _prefill(store, 2.0, batch=8)
+    store.append(Record("prefill", "mamba", "mamba", 0, "oom", length=512, batch=8))
+    found = collect([tmp_path])
+    assert [row.record.values.batch for row in found.rows if isinstance(row.record.values, Prefill)] == [1]
+    assert [str(failure) for failure in found.failures()] == ["mamba: oom at 512"]
+
+
+def test_models_stand_in_the_order_of_the_last_command(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    for minute, models in enumerate((["mamba", "transformer", "own"], ["own", "transformer", "mamba"])):
+        for name in ("transformer", "own", "mamba"):
+            store.append(Record("gate", name, "x", 0, provenance={"models": models}, time=f"2026-01-01T00:0{minute}"))
+    assert collect([tmp_path]).models == ["own", "transformer", "mamba"]
+    old = {"models": ["another", "mamba"]}
+    store.append(Record("gate", "another", "x", 0, provenance=old, time="2026-01-01T00:00"))
+    assert collect([tmp_path]).models == ["own", "transformer", "mamba", "another"]
 
 
 def test_a_failure_is_forgotten_when_the_measurement_succeeds_and_the_other_way_round(tmp_path: Path) -> None:
@@ -112,6 +134,41 @@ def test_nll_file_is_read_back_in_the_order_of_names(tmp_path: Path) -> None:
     assert scores.documents == ["doc00", "doc01"]
     assert scores.lengths.tolist() == [3, 1]
     np.testing.assert_array_equal(scores.nll, [[1, 2, 3], [4, math.nan, math.nan]])
+
+
+def test_a_tokens_loss_is_spread_over_its_bytes(tmp_path: Path) -> None:
+    columns = {
+        "document": ["a", "b", "c"],
+        "nll": [[6.0, 1.0, 4.0], [2.0], []],
+        "target_bytes": pa.array([[3, 0, 2], [2], []], pa.list_(pa.uint16())),
+        "first_bytes": [2, 0, 4],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "nll.parquet")
+    scores = read_scores(tmp_path / "nll.parquet")
+    assert scores.lengths.tolist() == [6, 1, 0]
+    np.testing.assert_array_equal(scores.nll[0], [0, 2, 2, 2, 2.5, 2.5])
+    np.testing.assert_array_equal(scores.scored[0], [0, 1, 1, 1, 1, 1])
+    assert scores.nll[1, 0] == 1
+
+
+def test_models_of_different_tokens_compare_by_bytes_and_where_they_did_not_read_the_same_there_is_no_difference(
+    tmp_path: Path,
+) -> None:
+    _scored(tmp_path, "one", 0, [np.full(64, 1.0)] * 6)
+    _scored(tmp_path, "two", 0, [np.full(64, 1.0)] * 6)
+    columns = {
+        "document": [f"doc{i:02d}" for i in range(6)],
+        "nll": [[1.5] * 21] * 6,
+        "target_bytes": pa.array([[3] * 21] * 6, pa.list_(pa.uint16())),
+        "first_bytes": [2] * 6,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "two-0.parquet")
+    curves = Curves(collect([tmp_path]))
+    np.testing.assert_allclose(curves.nats_per_byte("two").value, 0.5)
+    difference = curves.difference("two", "one").value
+    assert np.isnan(difference[-1])
+    np.testing.assert_allclose(difference[:-1], -0.5)
+    assert np.isnan(curves.nats_per_byte_within("two", "one").value).all()
 
 
 def test_a_nan_in_the_scores_is_shown_as_such(tmp_path: Path) -> None:

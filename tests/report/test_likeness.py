@@ -62,7 +62,7 @@ CHANGES: dict[str, Change] = {
     "data_hash": provenance(data_hash="other"),
     "training_tokens": values_of(Training, tokens=5),
     "training_length": values_of(Training, train_length=5),
-    "scored_tokens": values_of(PositionCurve, tokens=5),
+    "scored_bytes": values_of(PositionCurve, bytes=5),
     "seeds": without_seed_one,
 }
 

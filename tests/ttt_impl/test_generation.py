@@ -42,7 +42,11 @@ def test_saved_folder_opens_with_auto_classes(kind: str, backbone: str, tmp_path
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
     assert isinstance(again, TTTForCausalLM)
     assert set(again.state_dict()) == set(built.state_dict())
+    for name, weight in built.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
     with torch.no_grad():
+        for weight in again.parameters():  # out of the mapped file, whose alignment may change how products round
+            weight.data = weight.data.clone()
         assert gap(again(ids).logits, built(ids).logits) == 0
     assert torch.equal(again.generate(ids, max_new_tokens=NEW), built.generate(ids, max_new_tokens=NEW))
 

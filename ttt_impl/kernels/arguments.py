@@ -14,6 +14,10 @@ TOKENS = 16
 """Of a mini-batch."""
 WIDTHS = (64, 96, 128)
 """Head dimensions that the kernels are written for."""
+MLP_WIDTHS = (64,)
+"""Those of TTT-MLP's kernels."""
+BF16 = ("q", "k", "v", "d_out")
+"""What they read in bfloat16."""
 ALIGNMENT = 16
 """Bytes that one lane copies at a time."""
 
@@ -39,6 +43,13 @@ class Arguments(ctypes.Structure):
                 value = value.data_ptr()
             setattr(self, name, value)
         return self
+
+    def set_in_place(self, **fields: Tensor) -> None:
+        """Set pointers to what a kernel changes, which no copy may stand in for."""
+        moved = [name for name, x in fields.items() if not x.is_contiguous() or x.data_ptr() % ALIGNMENT]
+        if moved:
+            raise ValueError(f"{', '.join(moved)} of the state cannot be changed in place; valid: contiguous, aligned")
+        self.set(**fields)
 
 
 class Problem(Arguments):
@@ -77,6 +88,35 @@ class DecodeArgs(Arguments):
     _fields_ = (("p", Problem), *_pointers("weights", "keys", "ghat", "count", "lengths", "out"))
 
 
+class MLPForwardArgs(Arguments):
+    """Mirrors `struct ForwardArgs` of TTT-MLP."""
+
+    _fields_ = (
+        ("p", Problem),
+        *_pointers("start1", "start2", "keys", "ghat2", "out", "end1", "end2"),
+        *_pointers("end_keys", "end_ghat1", "end_ghat2", "updates", "saved_ghat2", "checkpoints"),
+    )
+
+
+class MLPBackwardArgs(Arguments):
+    """Mirrors `struct BackwardArgs` of TTT-MLP."""
+
+    _fields_ = (
+        ("p", Problem),
+        *_pointers("d_out", "end1", "end2", "updates", "saved_ghat2", "checkpoints", "d_end1", "d_end2"),
+        *_pointers("dq", "dk", "dv", "dlr", "dtok", "dgamma", "dbeta", "d_start1", "d_start2", "scratch"),
+    )
+
+
+class MLPDecodeArgs(Arguments):
+    """Mirrors `struct DecodeArgs` of TTT-MLP."""
+
+    _fields_ = (
+        ("p", Problem),
+        *_pointers("weights1", "weights2", "keys", "ghat1", "ghat2", "x2", "count", "lengths", "out"),
+    )
+
+
 class Kernel(NamedTuple):
     """Where a kernel stands and what one CTA of it takes, for a head dimension f."""
 
@@ -102,11 +142,37 @@ def _decode(width: int) -> int:
     return 4 * ((2 * 3 + 2 * TOKENS + 2 * 8) * width + TOKENS)
 
 
+def mlp_gradients(width: int) -> int:
+    """Numbers of dW1 and dW2, without biases."""
+    return 8 * width * width
+
+
+def _mlp_forward(width: int) -> int:
+    tiles, sums = (4 * 3 + 1) * TOKENS * width * 2, 2 * 8 * TOKENS * width * 4
+    return tiles + sums
+
+
+def _mlp_backward(width: int) -> int:
+    tiles, sums = 10 * TOKENS * width * 2, 2 * 8 * TOKENS * width * 4
+    scores, biases, head = (8 + 2) * TOKENS * TOKENS * 4, 2 * 5 * width * 4, 64
+    return tiles + sums + scores + biases + head
+
+
+def _mlp_decode(width: int) -> int:
+    return 4 * ((2 * 3 + 2 * TOKENS + 8) * width + (2 * TOKENS + 1) * 4 * width + 8 * TOKENS + TOKENS)
+
+
 KERNELS = {
     "ttt_linear_fwd": Kernel("ttt_linear_fwd.cu", lambda f: 2 * f, lambda f: _forward(f // 16, f)),
     "ttt_linear_fwd_wide": Kernel("ttt_linear_fwd.cu", lambda f: f, lambda f: _forward(f // 32, f), (64,)),
     "ttt_linear_bwd": Kernel("ttt_linear_bwd.cu", lambda f: 2 * f, _backward),
     "ttt_linear_decode": Kernel("ttt_linear_decode.cu", lambda f: 2 * f, _decode),
+    "ttt_mlp_fwd": Kernel("ttt_mlp_fwd.cu", lambda f: 4 * f, _mlp_forward, MLP_WIDTHS),
+    "ttt_mlp_bwd": Kernel(
+        "ttt_mlp_bwd.cu", lambda f: 4 * f, lambda f: _mlp_backward(f) + 4 * mlp_gradients(f), MLP_WIDTHS
+    ),
+    "ttt_mlp_bwd_small": Kernel("ttt_mlp_bwd.cu", lambda f: 4 * f, _mlp_backward, MLP_WIDTHS),
+    "ttt_mlp_decode": Kernel("ttt_mlp_decode.cu", lambda f: 4 * f, _mlp_decode, MLP_WIDTHS),
 }
 """Checked against the sources by the emulation tests."""
 
@@ -123,14 +189,14 @@ def problem(
     return struct
 
 
-def check(**tensors: Tensor) -> None:
+def check(widths: tuple[int, ...] = WIDTHS, **tensors: Tensor) -> None:
     """Refuse types and widths that the kernels cannot read: q, k, v and d_out are bf16, all else float32."""
     width = tensors["q"].shape[3]
-    if width not in WIDTHS:
-        raise ValueError(f"head dimension {width}; valid choices: {', '.join(map(str, WIDTHS))}")
+    if width not in widths:
+        raise ValueError(f"head dimension {width}; valid choices: {', '.join(map(str, widths))}")
     if len(tensors["tok"]) != TOKENS:
         raise ValueError(f"mini-batch of {len(tensors['tok'])} tokens; valid choices: {TOKENS}")
     for name, x in tensors.items():
-        wanted = torch.bfloat16 if name in ("q", "k", "v", "d_out") else torch.float32
+        wanted = torch.bfloat16 if name in BF16 else torch.float32
         if x.dtype != wanted:
             raise ValueError(f"{name} has dtype {x.dtype}; valid choices: {wanted}")

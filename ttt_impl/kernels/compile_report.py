@@ -41,7 +41,8 @@ GATES = {
     ("ttt_linear_bwd", 96): Gate(255, 64, barriers=4),
     ("ttt_linear_bwd", 128): Gate(255, 256, barriers=4),
     ("ttt_linear_decode", 64): Gate(128, products=False),
-    ("ttt_mlp_fwd", 64): Gate(255, 160),
+    ("ttt_mlp_fwd", 64): Gate(255, 160, barriers=2),
+    ("ttt_mlp_decode", 64): Gate(128, 32, products=False),
 }
 """Kernels that are not named here are reported."""
 

@@ -2,7 +2,8 @@
 
 Three ways, the first that works: `cuda.core` (NVRTC with a cache on disk shared by processes), NVRTC by itself (any
 CUDA build of torch brings it), and nvcc. None needs a GPU, so a machine without one can check that all kernels compile.
-The includes are written into the source beforehand: one string then says everything the cache has to know.
+The includes are written into the source beforehand: one string then says everything the cache has to know. A line
+`// ptxas: -O1` in a source is an option for the assembler.
 """
 
 import ctypes
@@ -17,6 +18,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent
 INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
+PTXAS = re.compile(r"^// ptxas: (\S+)$", re.MULTILINE)
 
 
 class CompileError(Exception):
@@ -61,7 +63,9 @@ def with_cuda_core(text: str, width: int, arch: str) -> bytes:
     except ImportError as error:
         raise CompileError(f"cuda-core: {error}") from None
     try:
-        options = ProgramOptions(arch=arch, std="c++17", define_macro=f"HEAD_DIM={width}")
+        options = ProgramOptions(
+            arch=arch, std="c++17", define_macro=f"HEAD_DIM={width}", ptxas_options=PTXAS.findall(text)
+        )  # fmt: skip
         with FileStreamProgramCache() as cache:
             return bytes(Program(text, "c++", options).compile("cubin", cache=cache).code)
     except Exception as error:  # NVRTC's and the cache's own errors share no base
@@ -74,7 +78,8 @@ def with_nvrtc(text: str, width: int, arch: str) -> bytes:
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
     try:
-        options = [option.encode() for option in (f"-arch={arch}", "-std=c++17", f"-DHEAD_DIM={width}")]
+        assembler = [f"--ptxas-options={option}" for option in PTXAS.findall(text)]
+        options = [o.encode() for o in (f"-arch={arch}", "-std=c++17", f"-DHEAD_DIM={width}", *assembler)]
         if nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options)):
             nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
             log = ctypes.create_string_buffer(size.value)
@@ -102,7 +107,8 @@ def nvcc(text: str, width: int, arch: str) -> tuple[bytes, str]:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "kernel.cu"), Path(folder, "kernel.cubin")
         source.write_text(text)
-        command = [compiler, "-cubin", f"-arch={arch}", "-std=c++17", f"-DHEAD_DIM={width}", "-Xptxas=-v"]
+        assembler = [f"-Xptxas={option}" for option in ("-v", *PTXAS.findall(text))]
+        command = [compiler, "-cubin", f"-arch={arch}", "-std=c++17", f"-DHEAD_DIM={width}", *assembler]
         done = subprocess.run([*command, "-o", str(target), str(source)], capture_output=True, text=True, check=False)
         if done.returncode:
             raise CompileError(f"nvcc: {_first_complaint(done.stderr)}")

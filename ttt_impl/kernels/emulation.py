@@ -7,12 +7,12 @@ their mathematics, their races and their wiring into torch can be tested anywher
 import ctypes
 import functools
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ttt_impl.cpu.build import BuildError, compile_to
 from ttt_impl.kernels.arguments import KERNELS, Arguments
 from ttt_impl.kernels.compiler import SOURCES
 
@@ -33,10 +33,10 @@ def build(source: str, width: int, target: Path) -> ctypes.CDLL:
         raise RuntimeError("emulating kernels needs g++, which was not found on PATH")
     text = target.with_suffix(".cu")
     text.write_text(source)
-    command = ["g++", "-x", "c++", *FLAGS, f"-DHEAD_DIM={width}", f"-I{SOURCES}", "-o", str(target), str(text)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"g++ failed: {done.stderr}")
+    try:
+        compile_to(target, text, ["g++", "-x", "c++", *FLAGS, f"-DHEAD_DIM={width}", f"-I{SOURCES}"])
+    except BuildError as error:
+        raise RuntimeError(str(error)) from None
     return ctypes.CDLL(str(target))
 
 

@@ -144,6 +144,7 @@ inline void ldmatrix(u32 (&r)[4], u32 address, bool transposed) {
 // --------------------------------------------------------------------------------------- the names of warp.cuh
 DEVICE int tid() { return emulator::current; }
 DEVICE int bid() { return emulator::block; }
+DEVICE int opaque(int x) { return x; }
 DEVICE void sync_warp() { u32 nothing = 0; emulator::collective(&nothing, 1, [](emulator::Exchange&) {}); }
 DEVICE void sync_cta() {
   using namespace emulator;
@@ -164,6 +165,9 @@ DEVICE u32 pack_bf16(float lo, float hi) { return emulator::bf16(lo) | emulator:
 DEVICE float bf16_lo(u32 x) { return emulator::half_of(x, 0); }
 DEVICE float bf16_hi(u32 x) { return emulator::half_of(x, 1); }
 DEVICE float rsqrt_approx(float x) { return 1.0f / std::sqrt(x); }
+DEVICE float tanh_approx(float x) {                                             // as wrong as the hardware may be: 2^-11
+  return emulator::as_float(emulator::as_word(std::tanh(x)) & ~0xfffu);
+}
 DEVICE void mma16816(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   using namespace emulator;
   const u32 a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
@@ -195,6 +199,8 @@ DEVICE u32 movmatrix(u32 x) {
 }
 DEVICE u32 shared_address(const void* p) { return (u32)((const unsigned char*)p - emulator::shared()); }
 DEVICE void store_shared(u32 address, u32 x) { memcpy(emulator::at(address, 4), &x, 4); }
+DEVICE void store_shared(u32 address, U2 x) { memcpy(emulator::at(address, 8), &x, 8); }
+DEVICE U2 load_shared(u32 address) { U2 x; memcpy(&x, emulator::at(address, 8), 8); return x; }
 DEVICE void copy_async(u32 to, const void* from, bool valid) {
   emulator::Fiber& me = emulator::fibers[emulator::current];
   const emulator::Copy copy{emulator::at(to, 16), from, valid, me.group};

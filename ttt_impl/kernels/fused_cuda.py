@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ttt_impl.kernels.arguments import ALIGNMENT, KERNELS, TOKENS
 from ttt_impl.kernels.operators import linear_decode, linear_forward
+from ttt_impl.kernels.operators_mlp import backward_kernel, mlp_decode, mlp_forward
 from ttt_impl.layout import Layout
 from ttt_impl.learner import PUBLISHED, Inputs, Learner, Weights
-from ttt_impl.state import FastWeights, fold
+from ttt_impl.state import FastWeights, fold, with_hidden
 
 PATH = "fused-cuda"
 
@@ -24,18 +25,16 @@ def misfit(
     q, k and v have to be bf16: a float32 model is not rounded behind its back. Without gradients a call may continue
     an open mini-batch; with gradients it starts at a mini-batch's first token.
     """
-    q, packed = inputs.q, layout.age is not None
+    q, packed, widths = inputs.q, layout.age is not None, KERNELS[f"ttt_{kind}_fwd"].widths
     wrong = next((x.dtype for x in inputs[:3] if x.dtype != torch.bfloat16), None)
-    if kind != "linear":
-        return f"learner is {kind!r}; valid choices: 'linear'"
     if wrong is not None:
         return f"tokens are {wrong}; valid choices: torch.bfloat16, as a bf16 model or autocast makes them"
     if learner != PUBLISHED:
         return "the learner leaves out LN, residual or bias; valid choices: the published one"
     if layout.size != TOKENS:
         return f"mini-batches of {layout.size} tokens; valid choices: {TOKENS}"
-    if q.shape[3] not in KERNELS["ttt_linear_fwd"].widths:
-        return f"head dimension {q.shape[3]}; valid choices: {', '.join(map(str, KERNELS['ttt_linear_fwd'].widths))}"
+    if q.shape[3] not in widths:
+        return f"head dimension {q.shape[3]}; valid choices: {', '.join(map(str, widths))}"
     if record:
         return "the cache can be rewound; valid choices: TTTCache(config, rewind=0)"
     if packed and (keep_state or state is not None):
@@ -55,31 +54,33 @@ def run(
     """
     batch, heads = inputs.q.shape[:2]
     q, k, v = (x.transpose(1, 2) for x in inputs[:3])
-    lr, tok, gamma, beta = (x.float() for x in inputs[3:])
+    tokens = (q, k, v, *(x.float() for x in inputs[3:]))
     if state is not None and layout.fits_open and not differentiated:
         count, state = _count(layout, batch, heads, q.device), state.each(_writable)
-        out = linear_decode(q, k, v, lr, tok, gamma, beta, *state.weights, *state.rows, count, None)
+        decode = linear_decode if kind == "linear" else mlp_decode
+        out = decode(*tokens, *state.weights, *state.rows, count, None)
         return out.transpose(1, 2), state
     segments = _segments(layout, batch, q.device)
     if state is None:
-        start = fold(tuple(w.float() for w in weights), batch if segments is None else len(segments), True)[0]
-        keys = ghat = None
+        start = fold(tuple(w.float() for w in weights), batch if segments is None else len(segments), True)
+        held: tuple[Tensor | None, Tensor | None] = (None, None)
     else:
-        (start,), (keys, ghat) = state
+        start, held = state.weights, (state.rows[0], state.gradients[-1])
     mini_batches = 0 if segments is None else batch * layout.count
-    out, end, end_keys, end_ghat, _, _ = linear_forward(
-        q, k, v, lr, tok, gamma, beta, start, keys, ghat, segments, mini_batches, differentiated
-    )
-    after = FastWeights((end.detach(),), (end_keys, end_ghat)) if keep_state else None
+    forward = linear_forward if kind == "linear" else mlp_forward
+    out, *rest = forward(*tokens, *start, *held, segments, mini_batches, differentiated)
+    end, rows = rest[: len(start)], rest[len(start) : 2 * len(start) + 1]
+    after = with_hidden(tuple(w.detach() for w in end), tuple(rows)) if keep_state else None
     return out.transpose(1, 2), after
 
 
 def needed(kind: str, q: Tensor, layout: Layout, state: FastWeights | None, differentiated: bool) -> list[str]:
     """Kernels that `run` may launch."""
     if state is not None and layout.fits_open and not differentiated:
-        return ["ttt_linear_decode"]
-    forward = [name for name in ("ttt_linear_fwd", "ttt_linear_fwd_wide") if q.shape[3] in KERNELS[name].widths]
-    return forward + ["ttt_linear_bwd"] * differentiated
+        return [f"ttt_{kind}_decode"]
+    forward = [name for name in KERNELS if name.startswith(f"ttt_{kind}_fwd") and q.shape[3] in KERNELS[name].widths]
+    backward = "ttt_linear_bwd" if kind == "linear" else backward_kernel(q.device)
+    return forward + [backward] * differentiated
 
 
 def _writable(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The kernels as operators of torch: shapes known without running them, gradients, and the choice of the kernel.
+"""TTT-Linear's kernels as operators of torch: shapes known without running them, gradients, the choice of the kernel.
 
     ttt::linear_forward     functional; differentiable when told to save what the backward pass reads
     ttt::linear_backward    functional
@@ -52,7 +52,7 @@ def linear_forward(
     arguments.set(start=start, keys=keys, ghat=ghat, out=out, end=end, end_keys=end_keys, end_ghat=end_ghat)
     arguments.set(updates=updates if save else None, checkpoints=checkpoints if save else None)
     wide = q.shape[3] in KERNELS["ttt_linear_fwd_wide"].widths and len(start) > NARROW_HEADS
-    _launch("ttt_linear_fwd_wide" if wide else "ttt_linear_fwd", q, len(start), arguments)
+    launch("ttt_linear_fwd_wide" if wide else "ttt_linear_fwd", q, len(start), arguments)
     return results
 
 
@@ -70,7 +70,7 @@ def _forward_results(q: Tensor, start: Tensor, segments: Tensor | None, mini_bat
     total = mini_batches or batch * -(-length // TOKENS)
     updates, checkpoints = (total, (total - 1) // EVERY) if save else (0, 0)
     return (
-        _tokens(q, segments),
+        room(q, segments),
         start.new_empty(start.shape),
         start.new_zeros(len(start), TOKENS, width + 1),
         start.new_zeros(len(start), TOKENS, width),
@@ -87,7 +87,7 @@ def linear_backward(
     """Gradients of q, k, v, lr, tok, gamma, beta and `start`, given those of the output and (if any) of `end`."""
     check(d_out=d_out, q=q, k=k, v=v, lr=lr, tok=tok, gamma=gamma, beta=beta, end=end)
     heads, width = q.shape[2:]
-    dq, dk, dv = (_tokens(q, segments) for _ in range(3))
+    dq, dk, dv = (room(q, segments) for _ in range(3))
     dlr = lr.new_empty(lr.shape) if segments is None else lr.new_zeros(lr.shape)
     d_start, dtok = end.new_empty(end.shape), end.new_empty(len(end), TOKENS)
     dgamma, dbeta = (end.new_empty(len(end) // heads, heads, width) for _ in range(2))
@@ -95,7 +95,7 @@ def linear_backward(
     arguments = BackwardArgs(p=shared)
     arguments.set(d_out=d_out, end=end, updates=updates, checkpoints=checkpoints, d_end=d_end, dq=dq, dk=dk, dv=dv)
     arguments.set(dlr=dlr, dtok=dtok, dgamma=dgamma, dbeta=dbeta, d_start=d_start)
-    _launch("ttt_linear_bwd", q, len(end), arguments)
+    launch("ttt_linear_bwd", q, len(end), arguments)
     return dq, dk, dv, dlr, dtok.sum(0), dgamma.sum(0), dbeta.sum(0), d_start
 
 
@@ -141,15 +141,12 @@ def linear_decode(
     count in each sequence. The output is zero beyond.
     """
     check(q=q, k=k, v=v, lr=lr, tok=tok, gamma=gamma, beta=beta, weights=weights, keys=keys, ghat=ghat)
-    out = _tokens(q, lengths)
+    out = room(q, lengths)
     shared = problem(q, k, v, lr, tok, gamma, beta, None, EVERY)
     arguments = DecodeArgs(p=shared)
-    state = {"weights": weights, "keys": keys, "ghat": ghat, "count": count}
-    moved = [name for name, x in state.items() if not x.is_contiguous() or x.data_ptr() % 16]
-    if moved:
-        raise ValueError(f"{', '.join(moved)} of the state cannot be changed in place; valid: contiguous and aligned")
-    arguments.set(**state, lengths=lengths, out=out)
-    _launch("ttt_linear_decode", q, len(weights), arguments)
+    arguments.set_in_place(weights=weights, keys=keys, ghat=ghat, count=count)
+    arguments.set(lengths=lengths, out=out)
+    launch("ttt_linear_decode", q, len(weights), arguments)
     return out
 
 
@@ -161,12 +158,13 @@ def _(
     return q.new_empty(q.shape)
 
 
-def _tokens(like: Tensor, partial: Tensor | None) -> Tensor:
+def room(like: Tensor, partial: Tensor | None) -> Tensor:
     """Room for tokens, zeros if a kernel may leave some out."""
     return like.new_empty(like.shape) if partial is None else like.new_zeros(like.shape)
 
 
-def _launch(kernel: str, q: Tensor, ctas: int, arguments: Arguments) -> None:
+def launch(kernel: str, q: Tensor, ctas: int, arguments: Arguments) -> None:
+    """Start `ctas` CTAs where `q` lives."""
     if q.device.type == "cpu":
         emulation.launch(kernel, q.shape[3], ctas, arguments)
     else:

@@ -43,7 +43,7 @@ def errors(kernel: str, width: int, device: torch.device, length: int = TOKENS) 
     """Names, errors and bounds of what `kernel` computes of a problem of `length` tokens, more than `BORDER`."""
     _, kind, task = kernel.split("_", 2)
     heads = operators.NARROW_HEADS + 1 if task == "fwd_wide" else 2
-    check = {"fwd": _forward, "fwd_wide": _forward, "bwd": _backward, "decode": _decode}[task]
+    check = {"fwd": _forward, "bwd": _backward, "decode": _decode}[task.partition("_")[0]]
     yield from check(kind, *problem(kind, heads, width, length, tiny=task != "bwd"), device)
 
 

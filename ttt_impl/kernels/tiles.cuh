@@ -18,7 +18,7 @@ constexpr float PER_DIM = 1.f / DIM;
 
 struct Lane {
   int id, warp, row, column;
-  DEVICE Lane() : id(tid() & 31), warp(tid() >> 5), row((tid() & 31) >> 2), column((tid() & 3) * 2) {}
+  DEVICE explicit Lane(int t = tid()) : id(t & 31), warp(t >> 5), row((t & 31) >> 2), column((t & 3) * 2) {}
   DEVICE int column_of(int k) const { return column + (k & 1) + (k >> 1) * 8; }   // k = 0..3: the lane's columns
 };
 
@@ -46,6 +46,10 @@ DEVICE Left pack(const Acc& d) {
   return f;
 }
 DEVICE Left negated(Left f) { UNROLL for (int i = 0; i < 4; i++) f.x[i] ^= 0x80008000u; return f; }   // exact
+DEVICE Left scaled(Left f, float rate) {
+  UNROLL for (int i = 0; i < 4; i++) f.x[i] = pack_bf16(rate * bf16_lo(f.x[i]), rate * bf16_hi(f.x[i]));
+  return f;
+}
 DEVICE Left transposed(const Left& f) {
   return Left{{movmatrix(f.x[0]), movmatrix(f.x[2]), movmatrix(f.x[1]), movmatrix(f.x[3])}};
 }
@@ -96,4 +100,14 @@ template <int C> DEVICE void store(Tile<C> x, int row0, int column0, const Left&
   UNROLL for (int c = 0; c < 2; c++)
     UNROLL for (int r = 0; r < 2; r++)
       store_shared(x.chunk(row0 + l.row + 8 * r, (column0 >> 3) + c) + l.column * 2, f.x[r + 2 * c]);
+}
+// Four neighbouring columns of a row, column a multiple of four.
+template <int C> DEVICE void load_row(float (&f)[4], Tile<C> x, int row, int column) {
+  const U2 w = load_shared(x.chunk(row, column >> 3) + (column & 7) * 2);
+  f[0] = bf16_lo(w.x); f[1] = bf16_hi(w.x); f[2] = bf16_lo(w.y); f[3] = bf16_hi(w.y);
+}
+template <int C> DEVICE U2 store_row(Tile<C> x, int row, int column, const float (&f)[4]) {
+  const U2 w{pack_bf16(f[0], f[1]), pack_bf16(f[2], f[3])};
+  store_shared(x.chunk(row, column >> 3) + (column & 7) * 2, w);
+  return w;
 }

@@ -115,7 +115,7 @@ struct Backward {
       else rank16_update(W, negated(U), in.k, l);
 
       // ---- Z^T, (Q W + b)^T, (K dW + db)^T [n x token];   S = Q K^T + 1 and -P [i x j]
-      Acc z = bias_tile(W), zbar = z, kdw = bias_tile(dW), S;
+      Acc z = bias_tile(W.b), zbar = z, kdw = bias_tile(dW.b), S;
       fill(S, 1.f);
       UNROLL for (int s = 0; s < STEPS; s++) {
         Left q; Right kt, qt;

@@ -104,4 +104,3 @@ DEVICE void scores_backward(Acc& ds, float (&dtok)[2], const Acc& D, const Acc& 
     dtok[r] -= seen ? D.at(r, k) * S.at(r, k) : 0.f;
   }
 }
-DEVICE float quad_sum(float x) { x += shfl_xor(x, 1); return x + shfl_xor(x, 2); }

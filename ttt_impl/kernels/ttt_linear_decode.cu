@@ -9,6 +9,7 @@
 //
 // So a token usually reads 16 KB of W and its rows, and writes one row. How many rows are taken is counted on the
 // device, one counter a CTA: a captured graph is right at every position. All is float32 but the tokens.
+#include "decode.cuh"
 #include "ttt_linear.cuh"
 
 struct DecodeArgs {
@@ -21,7 +22,7 @@ struct DecodeArgs {
 };
 
 struct Decode {
-  static constexpr int THREADS = 2 * DIM, WARPS = THREADS / 32, EACH = DIM / 32, GROUPS = 8, ROWS = DIM / GROUPS;
+  static constexpr int THREADS = 2 * DIM, WARPS = THREADS / 32, GROUPS = 8, ROWS = DIM / GROUPS;
   enum { K, Q, V };
   struct Shared {
     float token[2][3][DIM];      // k, q, v of this token; two buffers
@@ -33,9 +34,6 @@ struct Decode {
 
   // A thread's share of W: rows f = group + GROUPS i, columns n = 4 c .. 4 c + 3.
   struct Slice { F4 w[ROWS]; int group, c; };
-  DEVICE static void add(F4& d, float s, const F4& x) {
-    d.x += s * x.x; d.y += s * x.y; d.z += s * x.z; d.w += s * x.w;
-  }
   DEVICE static float bf16(u16 x) { return bf16_lo(x); }
 
   DEVICE static void multiply(Shared& sh, const float (&x)[3][DIM], const Slice& W) {
@@ -53,44 +51,26 @@ struct Decode {
       if (l.id == 0) sh.score[j] = sum + 1.f;
     }
   }
-  // One warp, features n = lane + 32 e: Ghat of the token as row `row`, then its output.
-  struct Norm { float gamma[EACH], beta[EACH], sum_a; };
+  // One warp: Ghat of the token as row `row`, then its output.
   DEVICE static void predict(Shared& sh, const float (&x)[3][DIM], const Norm& ln, const float (&b)[EACH], float lr,
                              int row, const Lane& l) {
-    float z[EACH], c[EACH], sum[6] = {};
+    float z[EACH];
     UNROLL for (int e = 0; e < EACH; e++) {
-      const int n = l.id + 32 * e;
       z[e] = b[e];
-      UNROLL for (int g = 0; g < GROUPS; g++) z[e] += sh.part[K][g][n];
-      const float a = ln.gamma[e] * ln.gamma[e];
-      c[e] = ln.gamma[e] * (ln.beta[e] - x[V][n] + x[K][n]);
-      sum[0] += z[e];        sum[1] += z[e] * z[e]; sum[2] += a * z[e]; sum[3] += a * z[e] * z[e];
-      sum[4] += c[e] * z[e]; sum[5] += c[e];
+      UNROLL for (int g = 0; g < GROUPS; g++) z[e] += sh.part[K][g][l.id + 32 * e];
     }
-    UNROLL for (int q = 0; q < 6; q++) sum[q] = warp_sum(sum[q]);
-    const InnerStats s = inner_stats(sum, ln.sum_a);
-    UNROLL for (int e = 0; e < EACH; e++) {
-      const float xn = z[e] * s.r + s.shift, gx = ln.gamma[e] * ln.gamma[e] * xn + c[e];
-      sh.ghat[row][l.id + 32 * e] = lr * s.r * (gx - s.mean_gx - xn * s.mean_gxx);
-    }
+    inner_gradient(sh.ghat[row], z, x[K], x[V], lr, ln, l);
   }
   DEVICE static void read(u16* out, Shared& sh, const float (&x)[3][DIM], const Norm& ln, const float (&b)[EACH],
                           float rate, int row, const Lane& l) {
-    float zbar[EACH], mean = 0, square = 0;
+    float zbar[EACH];
     UNROLL for (int e = 0; e < EACH; e++) {
       const int n = l.id + 32 * e;
       zbar[e] = b[e];
       UNROLL for (int g = 0; g < GROUPS; g++) zbar[e] += sh.part[Q][g][n];
       for (int j = 0; j <= row; j++) zbar[e] -= rate * sh.score[j] * sh.ghat[j][n];
-      mean += zbar[e];
     }
-    mean = warp_sum(mean) * PER_DIM;
-    UNROLL for (int e = 0; e < EACH; e++) square += (zbar[e] - mean) * (zbar[e] - mean);
-    const float r = rsqrt_approx(warp_sum(square) * PER_DIM + EPSILON);
-    UNROLL for (int e = 0; e < EACH; e++) {
-      const int n = l.id + 32 * e;
-      out[n] = (u16)pack_bf16(x[Q][n] + ln.gamma[e] * (zbar[e] - mean) * r + ln.beta[e], 0.f);
-    }
+    write_output(out, zbar, x[Q], ln, l);
   }
   DEVICE static void fold(const Shared& sh, Slice& W, float rate) {
     for (int j = 0; j < TOKENS; j++) {
@@ -123,16 +103,9 @@ struct Decode {
       sh.keys[i / DIM][i % DIM] = keys[i / DIM * (DIM + 1) + i % DIM];
       sh.ghat[i / DIM][i % DIM] = ghat[i];
     }
-    Norm ln;
+    const Norm ln(p, h, l);
     float b[EACH];
-    ln.sum_a = 0;
-    UNROLL for (int e = 0; e < EACH; e++) {
-      const int n = l.id + 32 * e;
-      ln.gamma[e] = p.gamma[h.head * DIM + n]; ln.beta[e] = p.beta[h.head * DIM + n];
-      b[e] = weights[DIM * DIM + n];
-      ln.sum_a += ln.gamma[e] * ln.gamma[e];
-    }
-    ln.sum_a = warp_sum(ln.sum_a);
+    UNROLL for (int e = 0; e < EACH; e++) b[e] = weights[DIM * DIM + l.id + 32 * e];
 
     int row = first;
     bool folded = false;

@@ -36,13 +36,6 @@ template <int SLICES> struct Forward {
   }
 
   // ---- a mini-batch that earlier calls have begun, and one that this call leaves open
-  DEVICE static void restore_keys(Tile<DIM> k, const float* keys, int taken) {
-    for (int i = tid(); i < taken * DIM / 2; i += THREADS) {
-      const int slot = i / (DIM / 2), f = i % (DIM / 2) * 2;
-      const float* pair = keys + slot * (DIM + 1) + f;
-      store_shared(k.chunk(slot, f >> 3) + (f & 7) * 2, pack_bf16(pair[0], pair[1]));
-    }
-  }
   DEVICE static void restore_ghat(Acc& ghat, const float* rows, int taken, int n0, const Lane& l) {
     UNROLL for (int k = 0; k < 4; k++) if (l.column_of(k) < taken)
       UNROLL for (int r = 0; r < 2; r++) ghat.at(r, k) = rows[l.column_of(k) * DIM + n0 + l.row + 8 * r];
@@ -126,7 +119,7 @@ template <int SLICES> struct Forward {
     copy_wait<STAGES - 2>();
     sync_cta();
     if (h.taken) {
-      restore_keys(stage(shared, 0).k, a.keys + (i64)h.state * TOKENS * (DIM + 1), h.taken);
+      restore_keys<THREADS>(stage(shared, 0).k, a.keys + (i64)h.state * TOKENS * (DIM + 1), h.taken);
       sync_cta();
     }
     Acc zbar[SLICES];                                                   // Zbar^T and Q^T [n x token] of t - 1
@@ -146,7 +139,7 @@ template <int SLICES> struct Forward {
         // Z^T = W^T K^T + b;   (Q W + b)^T;   S = Q K^T + 1
         Acc S;
         fill(S, 1.f);
-        UNROLL for (int m = 0; m < SLICES; m++) z[m] = zq[m] = bias_tile(W[m]);
+        UNROLL for (int m = 0; m < SLICES; m++) z[m] = zq[m] = bias_tile(W[m].b);
         UNROLL for (int s = 0; s < STEPS; s++) {
           Left q; Right kt, qt;                                         // tokens x 16 features f
           load(kt, in.k, 0, 16 * s, l); load(qt, in.q, 0, 16 * s, l); load(q, in.q, 0, 16 * s, l);

@@ -11,7 +11,9 @@ typedef unsigned short u16;
 typedef long long i64;
 struct alignas(16) F4 { float x, y, z, w; };
 struct alignas(16) U4 { u32 x, y, z, w; };
+struct alignas(8) U2 { u32 x, y; };
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")      // where the compiler would unroll and run out of registers
 
 #ifdef TTT_EMULATE
 #include "emulator.h"
@@ -19,6 +21,7 @@ struct alignas(16) U4 { u32 x, y, z, w; };
 #define DEVICE __device__ __forceinline__
 DEVICE int tid() { return threadIdx.x; }
 DEVICE int bid() { return blockIdx.x; }
+DEVICE int opaque(int x) { asm volatile("" : "+r"(x)); return x; }       // its origin is hidden from the compiler
 DEVICE void sync_cta() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
 DEVICE float shfl_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
@@ -34,6 +37,11 @@ DEVICE float bf16_hi(u32 x) { return __uint_as_float(x & 0xffff0000u); }
 DEVICE float rsqrt_approx(float x) {
   float y;
   asm("rsqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+DEVICE float tanh_approx(float x) {                                     // relative error 2^-11
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -63,6 +71,14 @@ DEVICE u32 movmatrix(u32 x) {
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 DEVICE void store_shared(u32 address, u32 x) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+DEVICE void store_shared(u32 address, U2 x) {
+  asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(address), "r"(x.x), "r"(x.y) : "memory");
+}
+DEVICE U2 load_shared(u32 address) {
+  U2 x;
+  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
+  return x;
 }
 // 16 bytes from global to shared memory in the background; zeros, and nothing read, when not valid.
 DEVICE void copy_async(u32 to, const void* from, bool valid) {

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from tests.ttt_impl.kernels import cases_mlp
 from tests.ttt_impl.kernels.cases import Case
-from ttt_impl.learner import PUBLISHED
+from ttt_impl.learner import PUBLISHED, Weights
+from ttt_impl.reference import gelu_slope
 
 
 class _Product(torch.autograd.Function):
@@ -60,3 +63,30 @@ def dual(x: Case, product: Product = product) -> tuple[Tensor, Tensor]:
         step = x.tok[-1] * (n == 16) * ghat
         w, b = w - product(keys.mT, step), b - step.sum(2, keepdim=True)
     return torch.cat(outputs, 2).transpose(1, 2), torch.cat([w, b], 2).flatten(0, 1)
+
+
+def dual_mlp(x: cases_mlp.Case, product: Product = product) -> tuple[Tensor, Weights]:
+    """As `cases_mlp.primal`, for float64 inputs."""
+    batch, length, heads, _ = x.q.shape
+    q, k, v = (t.transpose(1, 2) for t in x[:3])
+    (w1, b1), (w2, b2) = ((s[:, :, :-1], s[:, :, -1:]) for s in (t.unflatten(0, (batch, heads)) for t in x[7:]))
+    gamma, beta, outputs = x.gamma[:, None], x.beta[:, None], []
+    causal = torch.ones(16, 16, dtype=torch.float64).tril()
+    for t in range(0, length, 16):
+        queries, keys, values = (y[:, :, t : t + 16] for y in (q, k, v))
+        n = keys.shape[2]
+        rates = x.tok[:n, None] * causal[:n, :n]
+        z1 = product(keys, w1) + b1
+        x2 = F.gelu(z1, approximate="tanh")
+        gradient = PUBLISHED.gradient(product(x2, w2) + b2, values - keys, gamma, beta)
+        ghat2 = x.lr[:, :, t : t + 16, None] * gradient
+        ghat1 = product(ghat2, w2.mT) * gelu_slope(z1)
+        z1bar = product(queries, w1) + b1 - product(rates * (product(queries, keys.mT) + 1), ghat1)
+        x2bar = F.gelu(z1bar, approximate="tanh")
+        z2bar = product(x2bar, w2) + b2 - product(rates * (product(x2bar, x2.mT) + 1), ghat2)
+        outputs.append(PUBLISHED.output(queries, z2bar, gamma, beta))
+        last = x.tok[-1] * (n == 16)
+        w1, b1 = w1 - product(keys.mT, last * ghat1), b1 - (last * ghat1).sum(2, keepdim=True)
+        w2, b2 = w2 - product(x2.mT, last * ghat2), b2 - (last * ghat2).sum(2, keepdim=True)
+    ends = tuple(torch.cat(pair, 2).flatten(0, 1) for pair in ((w1, b1), (w2, b2)))
+    return torch.cat(outputs, 2).transpose(1, 2), ends

@@ -50,13 +50,13 @@ def test_a_kernel_that_raises_is_refused_with_its_words(monkeypatch: pytest.Monk
     def launch(*_: object) -> None:
         raise RuntimeError("cuLaunchKernel: misaligned address\nmore")
 
-    monkeypatch.setattr(operators, "_launch", launch)
+    monkeypatch.setattr(operators, "launch", launch)
     words = "self-check of ttt_linear_bwd, head dimension 64, on cpu: cuLaunchKernel: misaligned address"
     assert self_check.complaint("ttt_linear_bwd", 64, CPU) == words
 
 
 def test_a_kernel_that_writes_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "_launch", lambda *_: None)
+    monkeypatch.setattr(operators, "launch", lambda *_: None)
     for name in ("ttt_linear_fwd", "ttt_linear_bwd", "ttt_linear_decode"):
         assert "is off by" in str(self_check.complaint(name, 64, CPU))
 
@@ -79,7 +79,7 @@ def inputs(length: int = 20) -> tuple[Inputs, tuple[Tensor, ...]]:
 def test_a_refused_kernel_is_warned_of_once_and_the_plain_path_taken(
     emulated: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operators, "_launch", lambda *_: None)
+    monkeypatch.setattr(operators, "launch", lambda *_: None)
     given, weights = inputs()
     with pytest.warns(RuntimeWarning, match="plain PyTorch instead.*self-check of ttt_linear_fwd.*is off by"):
         result = ttt_linear(given, weights)

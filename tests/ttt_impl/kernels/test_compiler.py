@@ -14,7 +14,8 @@ from ttt_impl.kernels.machine_code import disassembler, main_loops
 
 CASES = [
     ("ttt_linear_fwd.cu", 64, "sm_80"), ("ttt_linear_fwd.cu", 64, "sm_90a"), ("ttt_linear_fwd.cu", 64, "sm_120"),
-    ("ttt_linear_bwd.cu", 64, "sm_90a"), ("ttt_linear_decode.cu", 64, "sm_80"), ("ttt_mlp_fwd.cu", 64, "sm_90a"),
+    ("ttt_linear_bwd.cu", 64, "sm_90a"), ("ttt_linear_decode.cu", 64, "sm_80"), ("ttt_mlp_fwd.cu", 64, "sm_80"),
+    ("ttt_mlp_fwd.cu", 64, "sm_90a"), ("ttt_mlp_decode.cu", 64, "sm_80"),
 ]  # fmt: skip
 """The others by `python -m ttt_impl.kernels.compile_report`."""
 
@@ -36,7 +37,7 @@ def test_kernels_stay_within_their_gates(source: str, width: int, arch: str) -> 
 def test_what_is_beyond_a_gate_is_named() -> None:
     row = Row("ttt_linear_fwd", 64, "sm_80", 168, 0, Counter(HMMA=35, BAR=1, FFMA=80))
     assert row.complaints() == []
-    assert Row("ttt_mlp_decode", 64, "sm_80", 255, 900, None).complaints() == []
+    assert Row("something_new", 64, "sm_80", 255, 900, None).complaints() == []
     where = "ttt_linear_fwd, head dimension 64, sm_80:"
     assert row._replace(registers=169).complaints() == [f"{where} 169 registers, allowed 168"]
     assert row._replace(spilled=4, loop=None).complaints() == [f"{where} 4 bytes spilled, allowed 0"]

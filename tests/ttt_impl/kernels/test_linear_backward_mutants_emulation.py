@@ -20,7 +20,7 @@ FAULTS = [
     Mutant("a mini-batch left open counts", {"h.open(t) ? 0.f : full_rate": "full_rate"}),
     Mutant("P not transposed", {"right(transposed_lower(minus_p))": "right(minus_p)"}),
     Mutant("no K dW in dGhat", {"-tok_last * kdw.v[i >> 2][i & 3]": "0.f"}),
-    Mutant("no db in K dW", {"bias_tile(dW)": "Acc{}"}),
+    Mutant("no db in K dW", {"bias_tile(dW.b)": "Acc{}"}),
     Mutant("no mask on dS", {"seen ? rates[r] * D.at(r, k) : 0.f": "rates[r] * D.at(r, k)"}),
     Mutant("dS not transposed", {"transposed_lower(dS)": "dS"}),
     Mutant("dtok without the bias", {"D.at(r, k) * S.at(r, k)": "D.at(r, k) * (S.at(r, k) - 1.f)"}),

@@ -16,7 +16,7 @@ SCHEDULES = list(itertools.product((0, 1, 2), (0, 1)))
 WAIT, FETCH = "copy_wait<STAGES - 3>();", "fetch_stage(p, h, shared, t + STAGES - 1);"
 BARRIER = "sync_cta(); // everyone's part"
 STATS = "stats[l.id] = F4{s.r, s.shift, s.mean_gx, s.mean_gxx};\n"
-RESTORE = "restore_keys(stage(shared, 0).k, a.keys + (i64)h.state * TOKENS * (DIM + 1), h.taken);\n"
+RESTORE = "restore_keys<THREADS>(stage(shared, 0).k, a.keys + (i64)h.state * TOKENS * (DIM + 1), h.taken);\n"
 SEEN, LR = "l.column_of(k) <= l.row + 8 * r", "p.lr[h.first_rate + h.token(t, l.column_of(k))]"
 UPDATE = "rank16_update(W[m], u, in.k, l)"
 ROUND = "for (Acc& w : W[m].w) for (auto& v : w.v) for (float& e : v) e = bf16_lo(pack_bf16(e, 0));"

@@ -175,7 +175,8 @@ def test_what_does_not_fit_is_left_to_the_plain_paths() -> None:
     assert misfit() is None
     assert misfit(differentiated=True) is None
     for words, found in (
-        ("learner is 'mlp'; valid", misfit("mlp")),
+        ("head dimension 32; valid choices: 64, 96, 128", misfit(x=inputs.each(lambda t: t[..., :32]))),
+        ("head dimension 32; valid choices: 64", misfit("mlp", x=inputs.each(lambda t: t[..., :32]))),
         ("tokens are torch.float32; valid choices: torch.bfloat16", misfit(x=inputs.each(lambda t: t.float()))),
         ("leaves out LN, residual or bias", misfit(learner=Learner(bias=False))),
         ("mini-batches of 8 tokens; valid choices: 16", misfit(layout=plain(20, 8, torch.device("cpu")))),
@@ -190,7 +191,7 @@ def test_what_does_not_fit_is_left_to_the_plain_paths() -> None:
 
 def test_many_heads_take_the_wide_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
-    monkeypatch.setattr(operators, "_launch", lambda name, *_: names.append(name))
+    monkeypatch.setattr(operators, "launch", lambda name, *_: names.append(name))
     for heads in (264, 265):
         linear_forward(*case(1, heads=heads), None, None, None, 0, False)
     linear_forward(*case(1, heads=265, width=96), None, None, None, 0, False)
