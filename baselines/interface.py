@@ -118,11 +118,8 @@ class SequenceModel(ABC):
         carry the state between, so memory stays bounded by the state and one segment of logits at any length.
         Log-softmax in float32, or the model's float64.
         """
-        parts = [
-            F.cross_entropy(logits.flatten(0, 1), aims.flatten(), reduction="none").view_as(aims)
-            for logits, aims in self.read(input_ids, segment, targets)
-        ]
-        return torch.cat(parts, dim=1)
+        parts = self.read(input_ids, segment, targets)
+        return torch.cat([nats(logits, aims) for logits, aims in parts], dim=1)
 
     def read(
         self, input_ids: Tensor, segment: int = 1024, targets: int | None = None
@@ -152,6 +149,11 @@ class SequenceModel(ABC):
     def save(self, folder: Path) -> None:
         """Write safetensors weights and config.json, readable by `from_pretrained`."""
         self.model.save_pretrained(folder)
+
+
+def nats(logits: Tensor, aims: Tensor) -> Tensor:
+    """Negative log-likelihood [B, n] of the tokens `aims` [B, n] by `logits` [B, n, V]."""
+    return F.cross_entropy(logits.flatten(0, 1), aims.flatten(), reduction="none").view_as(aims)
 
 
 def tensors_in(value: Any, seen: set[int] | None = None) -> list[Tensor]:

@@ -259,7 +259,8 @@ class ModelSession(Session):
         )  # fmt: skip
 
     def text_recall(self) -> TextRecall:
-        """Keys hidden in text of the test documents, asked for."""
+        """Keys hidden in text of the test documents, asked for, of a model that reads bytes."""
+        self._needs_bytes("text_recall")
 
         def judge(rows: np.ndarray, targets: int) -> tuple[np.ndarray, np.ndarray]:
             return judged(self.measured, torch.from_numpy(rows.astype(np.int64)).to(self.job.device), targets)

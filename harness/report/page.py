@@ -71,9 +71,9 @@ def make_tables(run: Run, curves: Curves, contexts: Contexts, adapting: Adapting
     """Every table that the records allow, in the order of the page."""
     made = [
         summary(run, curves), quality_against_cost(run, curves), context_gain(run, contexts), differences(run, curves),
-        significance(run, curves), conventions(run, curves), dynamic(run, adapting), recall(recalled), benchmarks(run),
-        seeds(run, curves), gate(run), conditions(run), tuning(run), job(run), provenance(run), all_buckets(curves),
-        all_timings(run), recall_cells(recalled), all_diagnostics(run),
+        significance(run, curves), conventions(run, curves), dynamic(run, adapting), recall(recalled),
+        benchmarks(run), seeds(run, curves), gate(run), conditions(run), tuning(run), job(run), provenance(run),
+        all_buckets(curves), all_timings(run), recall_cells(recalled), all_diagnostics(run),
     ]  # fmt: skip
     return [table for table in made if table is not None]
 

@@ -95,6 +95,14 @@ def test_a_forgetful_model_recalls_exactly_what_is_within_its_reach(tmp_path: Pa
         assert found.effective_length("copying", task) == 128
 
 
+def test_a_length_counts_only_if_all_shorter_ones_do(tmp_path: Path) -> None:
+    values = measured(Copying())
+    values.right["passkey"][1] = [[0] * values.repeats] * len(DEPTHS)
+    found = reported(values, tmp_path)
+    assert found.effective_length("copying", "passkey") == LENGTHS[0]
+    assert found.effective_length("copying", "needle") == LENGTHS[-1]
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_rows_are_what_is_claimed_and_answers_stand_nowhere_else(task: str) -> None:
     texts = documents()

@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from baselines.interface import SequenceModel
+from baselines.interface import SequenceModel, nats
 from harness.data.tokens import TokenDocument
 from harness.measure.nll_file import Advance, finite
 from harness.measure.recall.config import RecallConfig
@@ -82,6 +81,6 @@ def judged(baseline: SequenceModel, ids: Tensor, targets: int) -> tuple[np.ndarr
     """The `Judge` of a model, for token ids [B, L] on its device."""
     nll, likeliest = [], []
     for logits, aims in baseline.read(ids, targets=targets):
-        nll.append(F.cross_entropy(logits.transpose(1, 2), aims, reduction="none"))
+        nll.append(nats(logits, aims))
         likeliest.append(logits.argmax(-1) == aims)
     return torch.cat(nll, 1).float().cpu().numpy(), torch.cat(likeliest, 1).cpu().numpy()
