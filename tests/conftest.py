@@ -15,7 +15,7 @@ from tests import readme
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder outside the checkout that holds the files the README shows (`mine/gru.py`, `mine/model/gru.yaml`)."""
+    """A folder outside the checkout that holds the files the README shows (`mine/gru.py`, `mine/model/my_gru.yaml`)."""
     folder = tmp_path_factory.mktemp("workplace")
     for name, text in readme.files().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ Asks models what the main job asks before it measures: are they causal, equal ho
   python -m harness.gate                                          the models of the quickstart, fresh
   python -m harness.gate model=[mamba] size=tiny                  one, small
   python -m harness.gate model=[mamba] model.mamba.checkpoint=A   a trained one
-  python -m harness.gate --config-dir mine model=[gru]            your own
+  python -m harness.gate --config-dir mine model=[my_gru]            your own
 
 Groups and keys as in `python -m harness --help`. Exit code 1 if a check fails, 2 for a config that cannot be.
 """

@@ -53,15 +53,15 @@ def test_flags_may_stand_anywhere() -> None:
         ("train.tokns=5", "train.tokns: no such key; choose one of batch_size, beta1"),
         ("train.tokens=abc", "train.tokens: Value 'abc'"),
         ("model=tttt", "model=tttt: no such option; choose one of attention_global, "),
-        ("model=[gru,tttt]", "model=tttt: no such option; choose one of"),
+        ("model=[my_gru,tttt]", "model=tttt: no such option; choose one of"),
         ("model=[]", "model=[] selects no model"),
-        ("model.gru.hiden=3", "model.gru.hiden: no such key; choose one of checkpoint, family, hidden_size"),
-        ("model.gru.hidden_size=x", "model.gru.hidden_size: Value 'x'"),
-        ("+model.gru.x=3", "model.gru.x: no such key; choose one of checkpoint, family, hidden_size"),
+        ("model.my_gru.hiden=3", "model.my_gru.hiden: no such key; choose one of checkpoint, family, hidden_size"),
+        ("model.my_gru.hidden_size=x", "model.my_gru.hidden_size: Value 'x'"),
+        ("+model.my_gru.x=3", "model.my_gru.x: no such key; choose one of checkpoint, family, hidden_size"),
         ("+model.other.x=3", "model.other has options (x) but is not selected"),
         ("+model.other={family:nothing}", "no family 'nothing'; choose one of"),
-        ("model.gru.hidden_size=8", "model.gru: the nearest setting has 2,480 parameters"),
-        ("model.gru.checkpoint=nowhere", "model.gru.checkpoint=nowhere: no such folder"),
+        ("model.my_gru.hidden_size=8", "model.my_gru: the nearest setting has 2,480 parameters"),
+        ("model.my_gru.checkpoint=nowhere", "model.my_gru.checkpoint=nowhere: no such folder"),
         ("data=xx", f"data=xx: no such option; choose one of {options('data')}"),
         ("data=folder data.path=/not/there", "data.path is '/not/there'"),
         ("experiment=zzz", f"experiment=zzz: no such option; choose one of {options('experiment')}"),
@@ -82,7 +82,7 @@ def test_what_is_wrong_is_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = call(monkeypatch, "--config-dir", str(workplace / "mine"), "model=[gru]", *arguments.split())
+    code = call(monkeypatch, "--config-dir", str(workplace / "mine"), "model=[my_gru]", *arguments.split())
     captured = capfd.readouterr()
     assert code == 2
     assert words in captured.err
@@ -95,7 +95,7 @@ def test_cuda_is_not_made_up(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert call(monkeypatch, "--config-dir", str(workplace / "mine"), "model=[gru]", "runtime.device=cuda") == 2
+    assert call(monkeypatch, "--config-dir", str(workplace / "mine"), "model=[my_gru]", "runtime.device=cuda") == 2
     assert "torch finds no CUDA device here" in capfd.readouterr().err
 
 
