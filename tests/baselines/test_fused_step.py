@@ -52,8 +52,9 @@ def test_the_norm_and_its_gradients_are_those_of_the_formula(shape: tuple[int, .
     generator = torch.Generator().manual_seed(0)
     exact = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in (shape, shape[-1:])]
     single = [value.detach().float().requires_grad_() for value in exact]
-    norm = RMSNorm()
-    norm.weight, norm.variance_epsilon = exact[1], 1e-5
+    norm = RMSNorm(shape[-1], 1e-5).double()
+    norm.weight = torch.nn.Parameter(exact[1].detach())
+    exact[1] = norm.weight
     ours, expected = fused_rms_norm(*single, 1e-5), norm(exact[0])
     for mine, true in zip((ours, *gradients((ours,), single)), (expected, *gradients((expected,), exact)), strict=True):
         torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-6 * float(true.abs().max().detach()))
