@@ -12,6 +12,7 @@ from tests.ttt_impl.kernels.cases import error
 from tests.ttt_impl.tape import Tape
 from ttt_impl import Inputs, TTTConfig, TTTForCausalLM, layer, ops
 from ttt_impl.configuration import BACKBONES
+from ttt_impl.cpu import decode, fused_cpu, pointwise
 from ttt_impl.kernels import choice, emulation, loader, operators, self_check
 from ttt_impl.kernels.arguments import KERNELS
 from ttt_impl.kernels.bounds import BOUNDS
@@ -31,6 +32,13 @@ def _forgotten() -> Iterator[None]:
     yield
     for cached in (choice._failure, choice._warn_once, self_check.complaint):
         cached.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_operators_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU stands for a GPU here, which has none of them."""
+    for module in (fused_cpu, decode, pointwise):
+        monkeypatch.setattr(module, "library", lambda source: None)
 
 
 @pytest.fixture
