@@ -14,7 +14,7 @@ class TrainConfig:
     every model is trained too; the best one is compared beside `learning_rate` (`harness.tuning`).
     """
 
-    tokens: int = 600_000
+    tokens: int = 1_200_000
     length: int = 256
     batch_size: int = 4
     learning_rate: float = 3e-3
