@@ -10,7 +10,7 @@ import pytest
 from harness.report import render
 
 RESULTS = Path(__file__).parents[2] / "results"
-COMMITTED = sorted(path.parent for path in RESULTS.glob("*/records.jsonl"))
+COMMITTED = sorted(path.parent.parent for path in RESULTS.glob("*/report/summary.md"))
 
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
