@@ -92,7 +92,7 @@ class Worker:
 
 def serve(connection: Connection, job: Any, threads: int) -> None:
     """The child: answer tasks until the parent closes the connection or dies."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    die_with_parent()
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / "log.txt").open("a", buffering=1) as log:
         os.dup2(log.fileno(), 1)
@@ -119,7 +119,12 @@ def serve(connection: Connection, job: Any, threads: int) -> None:
             connection.send(Outcome(status=status_of(error), message=one_line(error)))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Let this child process end when its parent does, also after `kill -9`."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -46,6 +46,7 @@ def run(config: RecallConfig) -> int:
     from harness.recall.figure import draw, recalled
     from harness.recall.tasks import VOCAB_SIZE
     from harness.records import Conditions, Recall, Record, RecordStore
+    from harness.worker import die_with_parent
 
     folder = Path(config.output) / config.task
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ def run(config: RecallConfig) -> int:
     there = {(row.model, row.provenance["config_hash"]) for row in store}
     missing = {name: family for name, family in fitted.items() if (name, digests[name]) not in there}
     workers = config.workers or len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), die_with_parent) as pool:
         waiting = {pool.submit(measure, config, family): name for name, family in missing.items()}
         for done in as_completed(waiting):
             name, values = waiting[done], done.result()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,7 +90,7 @@ def test_a_model_learns_the_task() -> None:
 
 
 def test_what_was_measured_is_a_row_and_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "ProcessPoolExecutor", lambda workers, _: ThreadPoolExecutor(1))
+    monkeypatch.setattr(main, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     for steps, rows_after in ((1, 2), (1, 2), (2, 4)):
         family = {name: find(name).Config(hidden_size=16, head_dim=8) for name in ("transformer", "linear_attention")}
         size = SizeConfig(10_000, 0.5, hidden_size=32, num_layers=1, head_dim=16)
@@ -111,3 +115,29 @@ def test_the_same_rows_give_the_same_figure(tmp_path: Path) -> None:
         recalled(tmp_path / "a")
     with pytest.raises(ValueError, match="no recall in"):
         recalled(tmp_path / "c")
+
+
+POOL = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from harness.worker import die_with_parent
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), die_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 60).result()
+"""
+
+
+def test_a_worker_ends_with_its_killed_parent(tmp_path: Path) -> None:
+    (tmp_path / "pool.py").write_text(POOL)
+    environment = os.environ | {"PYTHONPATH": str(Path(main.__file__).parents[2])}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "pool.py")], stdout=subprocess.PIPE, env=environment)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists() and "Z" not in Path(f"/proc/{worker}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.05)
