@@ -239,8 +239,23 @@ class Recall(Values):
     cpu_seconds: float
 
 
+@dataclass(kw_only=True)
+class Timed(Values):
+    """What every timed row holds beside the raw `seconds`, which are those of `turns` equal turns one after the other.
+
+    `drift` is the median turn of the last third of turns over that of the first, `trend_p` the probability of so clear
+    a trend by chance (`harness.measure.drift`; None for too few turns). `joules_per_token` is what the whole board of
+    the GPU takes, None where that is not told.
+    """
+
+    turns: int = 0
+    drift: float | None = None
+    trend_p: float | None = None
+    joules_per_token: float | None = None
+
+
 @dataclass
-class TrainStep(Values):
+class TrainStep(Timed):
     """Wall seconds of each timed training step (forward, backward, optimiser) of batch × length tokens."""
 
     kind: ClassVar[str] = "train_step"
@@ -252,7 +267,7 @@ class TrainStep(Values):
 
 
 @dataclass
-class Prefill(Values):
+class Prefill(Timed):
     """Wall seconds of each timed prefill of batch × length tokens from an empty state."""
 
     kind: ClassVar[str] = "prefill"
@@ -265,7 +280,18 @@ class Prefill(Values):
 
 
 @dataclass
-class Decode(Values):
+class FirstToken(Timed):
+    """Wall seconds from the ids of a prompt of `length` tokens, on the host, to those of a sampled next token there."""
+
+    kind: ClassVar[str] = "first_token"
+    batch: int
+    length: int
+    seconds: list[float]
+    flops: int
+
+
+@dataclass
+class Decode(Timed):
     """Wall seconds of each timed single-token step after `context` tokens."""
 
     kind: ClassVar[str] = "decode"
@@ -315,7 +341,11 @@ class Finish(Values):
 
 @dataclass
 class Conditions:
-    """What rows of one comparison must share; where a row differs the report marks it."""
+    """What rows of one comparison must share; where a row differs the report marks it.
+
+    Timed rows also say how busy the machine was: its load average before and after, and how many cores others kept
+    busy while the row was timed (`harness.neighbours`).
+    """
 
     device: str = "cpu"
     dtype: str = "float32"
@@ -323,6 +353,8 @@ class Conditions:
     compile: bool = False
     kernel_path: str = ""
     load_average: float | None = None
+    load_average_after: float | None = None
+    others_load: float | None = None
 
 
 @dataclass
@@ -348,7 +380,9 @@ class Record:
     schema_version: int = SCHEMA_VERSION
 
 
-_KINDS: dict[str, type[Values]] = {cls.kind: cls for cls in Values.__subclasses__()}
+_KINDS: dict[str, type[Values]] = {
+    cls.kind: cls for cls in [*Values.__subclasses__(), *Timed.__subclasses__()] if cls is not Timed
+}
 
 
 def to_json(record: Record) -> str:

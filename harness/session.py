@@ -28,14 +28,21 @@ from harness.data.tokenizer import byte_tokenizer
 from harness.data.tokens import TokenDocument, TokenStore
 from harness.gate import run_gate
 from harness.jobs import Job, Shape
-from harness.measure.clock import CpuClock, clock_for
+from harness.measure.clock import CpuClock, WallClock, clock_for
 from harness.measure.diagnostics import diagnose
 from harness.measure.dynamic.evaluation import dynamic_evaluation
+from harness.measure.energy import board_joules, joules_per_token
 from harness.measure.fixed_target import fixed_target
 from harness.measure.nll_file import Advance, Score
 from harness.measure.position import position_curve
 from harness.measure.recall.evaluation import judged, text_recall
-from harness.measure.scenarios import DecodeScenario, PrefillScenario, Scenario, TrainStepScenario
+from harness.measure.scenarios import (
+    DecodeScenario,
+    FirstTokenScenario,
+    PrefillScenario,
+    Scenario,
+    TrainStepScenario,
+)
 from harness.measure.window import windowed
 from harness.records import (
     Diagnostics,
@@ -46,6 +53,7 @@ from harness.records import (
     Loaded,
     PositionCurve,
     TextRecall,
+    Timed,
     Training,
     Values,
     Window,
@@ -299,11 +307,12 @@ class ModelSession(Session):
         limit = self.baseline.context_limit
         if limit is not None and asked > limit:
             raise Unsupported(f"{asked} tokens: the model's context ends at {limit}")
-        if shape.kind == "prefill":
-            return PrefillScenario(self.measured, device, shape.batch, shape.length)
         if shape.kind == "decode":
             return DecodeScenario(self.measured, device, shape.batch, shape.length, measure.decode_tokens)
-        return TrainStepScenario(self.baseline, device, self.config.train, self._autocast)
+        if shape.kind == "train_step":
+            return TrainStepScenario(self.baseline, device, self.config.train, self._autocast)
+        scenario = {"prefill": PrefillScenario, "first_token": FirstTokenScenario}[shape.kind]
+        return scenario(self.measured, device, shape.batch, shape.length)
 
     @property
     def _autocast(self) -> bool:
@@ -311,8 +320,14 @@ class ModelSession(Session):
 
     def turn(self, shape: Shape) -> list[float]:
         """Seconds of one turn of a warmed scenario."""
-        return self.scenarios[shape].take_turn(clock_for(self.job.device))
+        scenario = self.scenarios[shape]
+        return scenario.take_turn(WallClock() if scenario.ends_on_host else clock_for(self.job.device))
 
-    def values(self, shape: Shape) -> Values:
-        """All that was measured of a scenario, which is then let go."""
-        return self.scenarios.pop(shape).values()
+    def values(self, shape: Shape) -> Timed:
+        """All that was measured of a scenario, which is then let go; where energy can be known, it is measured now."""
+        scenario, joules = self.scenarios.pop(shape), board_joules(self.job.device)
+        if joules:
+            scenario.joules = joules_per_token(
+                scenario.repeat, joules, self.config.measure.seconds, torch.cuda.synchronize
+            )
+        return scenario.values()
