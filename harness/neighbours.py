@@ -25,6 +25,11 @@ _STAT = Path("/proc/stat")
 _BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal: all but idle, iowait and what user holds already
 
 
+def free_cores(cores: int, threads: int) -> float:
+    """Cores that others may keep busy beside a model that computes on `threads` of them; half a core always."""
+    return max(cores - threads, 0.5)
+
+
 def busy_seconds() -> float | None:
     """Seconds that the cores this process may run on have worked since the machine started, whoever for."""
     cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}

@@ -11,12 +11,9 @@ import os
 
 from harness.comparison import Comparison
 from harness.jobs import Shape, shapes
-from harness.neighbours import Neighbours
+from harness.neighbours import Neighbours, free_cores
 from harness.records import Gate
 from harness.worker import Outcome
-
-LEAST_FREE = 0.5
-"""Cores that others may always keep busy, also where a timed model computes on all there are."""
 
 
 class Timing:
@@ -31,7 +28,7 @@ class Timing:
     def bound(self) -> float:
         """Cores that others may keep busy while models are timed."""
         allowed = self.config.measure.max_load
-        return max(self.cores - self.config.runtime.threads, LEAST_FREE) if allowed is None else allowed
+        return free_cores(self.cores, self.config.runtime.threads) if allowed is None else allowed
 
     def run(self) -> None:
         """Time what has no good row yet: all shapes of all models warmed first, then in turn."""

@@ -21,7 +21,17 @@ from harness.report.adapting import Adapting
 from harness.report.collect import Run, collect
 from harness.report.contexts import Contexts
 from harness.report.curves import Curves
-from harness.report.figures import decode, dynamic, fixed_target, position, prefill, quality_cost, training
+from harness.report.figures import (
+    decode,
+    decode_batch,
+    dynamic,
+    first_token,
+    fixed_target,
+    position,
+    prefill,
+    quality_cost,
+    training,
+)
 from harness.report.figures.axes import linear_ticks, numbers, round_ticks, spread
 from harness.report.figures.recall import recall_map, recall_slices
 from harness.report.figures.training import running_mean
@@ -82,7 +92,7 @@ def texts(run: Run) -> list[tuple[Bbox, list[tuple[str, Bbox]]]]:
         made = [
             position(run, curves), fixed_target(run, Contexts(run)), prefill(run), decode(run), training(run, curves),
             quality_cost(run, curves), dynamic(run, Adapting(run)), recall_slices(run, Recall(run)),
-            recall_map(run, Recall(run)),
+            recall_map(run, Recall(run)), first_token(run), decode_batch(run),
         ]  # fmt: skip
         assert None not in made
         return [(drawn.figure.bbox, _texts(drawn.figure)) for drawn in made if drawn]

@@ -16,7 +16,7 @@ from harness.report.contexts import Contexts
 from harness.report.curves import Curves
 from harness.report.figures.adapting import dynamic
 from harness.report.figures.axes import Drawn
-from harness.report.figures.cost import decode, prefill
+from harness.report.figures.cost import decode, decode_batch, first_token, prefill
 from harness.report.figures.diagnostics import diagnostics
 from harness.report.figures.quality import fixed_target, position
 from harness.report.figures.recall import recall_map, recall_slices
@@ -34,9 +34,9 @@ def draw(
     """Draw every figure that the records allow into `folder`, each as NAME.svg, NAME.png and NAME.pdf."""
     with matplotlib.style.context(STYLE, after_reset=True):
         made = [
-            position(run, curves), fixed_target(run, contexts), prefill(run), decode(run), training(run, curves),
-            quality_cost(run, curves), dynamic(run, adapting), recall_slices(run, recalled),
-            recall_map(run, recalled), diagnostics(run),
+            position(run, curves), fixed_target(run, contexts), prefill(run), first_token(run), decode(run),
+            decode_batch(run), training(run, curves), quality_cost(run, curves), dynamic(run, adapting),
+            recall_slices(run, recalled), recall_map(run, recalled), diagnostics(run),
         ]  # fmt: skip
         drawn = [figure for figure in made if figure is not None]
         for figure in drawn:
