@@ -152,6 +152,19 @@ def test_the_figure_draws_the_curve_with_its_band_and_training_length(tmp_path: 
     assert any(list(line.get_xdata()) == [256, 256] for line in ax.lines)
 
 
+def test_decoding_is_drawn_against_batch_and_against_context_at_the_smallest(tmp_path: Path) -> None:
+    run = collect([build(tmp_path, seeds=(0,), documents=5)])
+    by_batch, by_context = decode_batch(run), decode(run)
+    assert by_batch is not None
+    assert by_context is not None
+    for drawn, x in ((by_batch, [1, 8]), (by_context, [256, 1024, 2048])):
+        (line,) = [ln for ln in drawn.figure.axes[0].lines if ln.get_color() == LOOKS["ttt_mlp"].color]
+        assert list(line.get_xdata()) == x
+    (rate,) = [ln for ln in by_batch.figure.axes[0].lines if ln.get_color() == LOOKS["mamba"].color]
+    eight = timings(run, Decode, "mamba", 8)[2048]
+    assert rate.get_ydata()[1] == pytest.approx(8 / np.median(eight.seconds))
+
+
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [(900, 110_000, ["1000", "3000", "10k", "30k", "100k"]), (2.05, 4.9, ["2.5", "3.0", "3.5", "4.0", "4.5"]),

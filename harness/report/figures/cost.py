@@ -124,14 +124,14 @@ def _lines(ax: Axes, run: Run, found: dict[str, dict[int, Timing]], panel: Panel
     ends: list[LineEnd] = []
     values: list[float] = []
     for name, (color, marker) in looks(run.models).items():
-        points = [(timing, panel.line(timing)) for timing in found[name].values()]
-        kept = [(timing, value) for timing, value in points if value is not None]
+        points = [(at, timing, panel.line(timing)) for at, timing in found[name].items()]
+        kept = [(at, timing, value) for at, timing, value in points if value is not None]
         if not kept:
             continue
-        x, y = [timing.at for timing, _ in kept], np.array([value for _, value in kept], dtype=float)
+        x, y = [at for at, _, _ in kept], np.array([value for *_, value in kept], dtype=float)
         ax.plot(x, y, color=color, marker=marker)
         if panel.bar:
-            low, high = zip(*(panel.bar(timing) for timing, _ in kept), strict=True)
+            low, high = zip(*(panel.bar(timing) for _, timing, _ in kept), strict=True)
             ax.vlines(x, low, high, color=color, linewidth=0.9)
             values += [*low, *high]
         values += [*y]
