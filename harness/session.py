@@ -79,6 +79,10 @@ class Session(ABC):
         """Token ids of `text` and the bytes of each."""
         return bytes_as_tokens(text)
 
+    def encode_within_limit(self, text: bytes) -> Encoded:
+        """As far as the model may be asked in one go."""
+        return self.encode(text)
+
     def train_length(self) -> int | None:
         """Tokens of the sequences that the model was trained on, where that is known."""
         return None
@@ -86,23 +90,24 @@ class Session(ABC):
     def position(self) -> PositionCurve:
         """The position curve over the test documents."""
         return position_curve(
-            self.score(), self.encode, self._documents(), self.config.max_length, self.train_length(),
+            self.score(), self.encode_within_limit, self._documents(), self.config.max_length, self.train_length(),
             self.job.folder / "nll.parquet", self.config.run_folder, self._advance(),
         )  # fmt: skip
 
     def fixed_target(self) -> FixedTarget:
         """The same targets of the test documents at every context."""
         return fixed_target(
-            self.score(), self._documents(), self.config.max_length, self.config.measure.targets, self.train_length(),
-            self.job.folder / "fixed_target.parquet", self.config.run_folder, self._advance(),
+            self.score(), self.encode, self._documents(), self.config.max_length, self.config.measure.targets,
+            self.train_length(), self.job.folder / "fixed_target.parquet", self.config.run_folder, self._advance(),
         )  # fmt: skip
 
     def window(self) -> Window:
         """The test documents read through a window."""
         size = self.config.measure.window or self.config.train.length
         return windowed(
-            self.score(), self._documents(), self.config.max_length, size, self.config.measure.stride or size,
-            self.train_length(), self.job.folder / "window.parquet", self.config.run_folder, self._advance(),
+            self.score(), self.encode, self._documents(), self.config.max_length, size,
+            self.config.measure.stride or size, self.train_length(), self.job.folder / "window.parquet",
+            self.config.run_folder, self._advance(),
         )  # fmt: skip
 
     def _documents(self) -> list[TokenDocument]:
@@ -232,25 +237,25 @@ class ModelSession(Session):
         """Nats of each token by the model."""
 
         def score(rows: np.ndarray, targets: int) -> np.ndarray:
+            self._within_limit(rows.shape[1])
             ids = torch.from_numpy(rows.astype(np.int64)).to(self.job.device)
             return self.measured.score(ids, targets=targets).float().cpu().numpy()
 
         return score
 
     def encode(self, text: bytes) -> Encoded:
+        """As the model reads `text`."""
+        return self.baseline.encode(text)
+
+    def encode_within_limit(self, text: bytes) -> Encoded:
         """As the model reads `text`, up to the end of its context."""
         ids, sizes = self.baseline.encode(text)
         return Encoded(ids[: self.baseline.context_limit], sizes[: self.baseline.context_limit])
 
-    def fixed_target(self) -> FixedTarget:
-        """As `Session`, of a model that reads bytes."""
-        self._needs_bytes("fixed_target")
-        return super().fixed_target()
-
-    def window(self) -> Window:
-        """As `Session`, of a model that reads bytes."""
-        self._needs_bytes("window")
-        return super().window()
+    def _within_limit(self, tokens: int) -> None:
+        limit = self.baseline.context_limit
+        if limit is not None and tokens > limit:
+            raise Unsupported(f"{tokens} tokens: the model's context ends at {limit}")
 
     def _needs_bytes(self, measurement: str) -> None:
         if self.baseline.tokenizer is not None:
@@ -303,10 +308,7 @@ class ModelSession(Session):
 
     def _scenario(self, shape: Shape) -> Scenario:
         measure, device = self.config.measure, self.job.device
-        asked = shape.length + (measure.decode_tokens if shape.kind == "decode" else 0)
-        limit = self.baseline.context_limit
-        if limit is not None and asked > limit:
-            raise Unsupported(f"{asked} tokens: the model's context ends at {limit}")
+        self._within_limit(shape.length + (measure.decode_tokens if shape.kind == "decode" else 0))
         if shape.kind == "decode":
             return DecodeScenario(self.measured, device, shape.batch, shape.length, measure.decode_tokens)
         if shape.kind == "train_step":
