@@ -15,9 +15,9 @@ CONVENTIONS = ("position", "fixed_target", "window")
 class MeasureConfig:
     """Perplexity under the chosen conventions, and the timings.
 
-    `max_length`: tokens of each test document that are scored, and the longest context of `fixed_target` (None: eight
-    times the training length); `documents`: at most so many test documents (None: all); `targets`: tokens of each
-    document scored under `fixed_target`; `window` and `stride` in tokens (None: the training length; the window);
+    `max_length`: bytes of each test document that are scored, and the longest context of `fixed_target` (None: eight
+    times the training length); `documents`: at most so many test documents (None: all); `targets`: bytes of each
+    document scored under `fixed_target`; `window` and `stride` in bytes (None: the training length; the window);
     `task_limit`: samples of each task of lm-eval (None: all); `dynamic`: whether and how models go on learning while
     they are tested; `recall`: whether and how they are asked for what stood in their context.
 

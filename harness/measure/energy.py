@@ -24,7 +24,7 @@ def board_joules(device: str) -> Callable[[], float] | None:
     if device != "cuda":
         return None
     try:
-        import pynvml  # type: ignore[import-not-found]
+        import pynvml
     except ImportError:
         return None
     try:
