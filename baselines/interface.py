@@ -111,7 +111,7 @@ class SequenceModel(ABC):
         return self.prefill(input_ids, state)
 
     @torch.inference_mode()
-    def score(self, input_ids: Tensor, segment: int = 1024, targets: int | None = None) -> Tensor:
+    def score(self, input_ids: Tensor, segment: int = 2048, targets: int | None = None) -> Tensor:
         """Negative log-likelihood in nats [B, targets] of the last `targets` tokens, each given all tokens before it.
 
         None: of tokens 1 … L - 1 of `input_ids` [B, L]. The rows run through the model `segment` tokens at a time and
@@ -129,7 +129,7 @@ class SequenceModel(ABC):
         return losses
 
     def read(
-        self, input_ids: Tensor, segment: int = 1024, targets: int | None = None
+        self, input_ids: Tensor, segment: int = 2048, targets: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """What `score` is taken from: logits [B, n, V] and the tokens [B, n] they are about, a segment at a time."""
         length = input_ids.shape[1]

@@ -28,21 +28,15 @@ from harness.data.tokenizer import byte_tokenizer
 from harness.data.tokens import TokenDocument, TokenStore
 from harness.gate import run_gate
 from harness.jobs import Job, Shape
-from harness.measure.clock import CpuClock, WallClock, clock_for
+from harness.measure.clock import CpuClock
 from harness.measure.diagnostics import diagnose
 from harness.measure.dynamic.evaluation import dynamic_evaluation
-from harness.measure.energy import board_joules, joules_per_token
 from harness.measure.fixed_target import fixed_target
 from harness.measure.nll_file import Advance, Score
 from harness.measure.position import position_curve
 from harness.measure.recall.evaluation import judged, text_recall
-from harness.measure.scenarios import (
-    DecodeScenario,
-    FirstTokenScenario,
-    PrefillScenario,
-    Scenario,
-    TrainStepScenario,
-)
+from harness.measure.scenarios import TrainStepScenario
+from harness.measure.stand import Stand, require_within_limit
 from harness.measure.window import windowed
 from harness.records import (
     Diagnostics,
@@ -149,7 +143,6 @@ class ModelSession(Session):
         super().__init__(job, progress)
         assert job.family is not None
         self.family = job.family
-        self.scenarios: dict[Shape, Scenario] = {}
 
     @property
     def checkpoint(self) -> Path:
@@ -180,6 +173,10 @@ class ModelSession(Session):
         step = TrainStepScenario(baseline, self.job.device, self.config.train, self._autocast)
         step.prepare()
         return self.config.train.steps * sum(step.turn(CpuClock()))
+
+    @property
+    def _autocast(self) -> bool:
+        return self.config.runtime.dtype == "bfloat16"
 
     def train_length(self) -> int | None:
         """The recipe's length, or what a loaded checkpoint of ours says."""
@@ -237,7 +234,7 @@ class ModelSession(Session):
         """Nats of each token by the model."""
 
         def score(rows: np.ndarray, targets: int) -> np.ndarray:
-            self._within_limit(rows.shape[1])
+            require_within_limit(self.baseline, rows.shape[1])
             ids = torch.from_numpy(rows.astype(np.int64)).to(self.job.device)
             return self.measured.score(ids, targets=targets).float().cpu().numpy()
 
@@ -251,11 +248,6 @@ class ModelSession(Session):
         """As the model reads `text`, up to the end of its context."""
         ids, sizes = self.baseline.encode(text)
         return Encoded(ids[: self.baseline.context_limit], sizes[: self.baseline.context_limit])
-
-    def _within_limit(self, tokens: int) -> None:
-        limit = self.baseline.context_limit
-        if limit is not None and tokens > limit:
-            raise Unsupported(f"{tokens} tokens: the model's context ends at {limit}")
 
     def _needs_bytes(self, measurement: str) -> None:
         if self.baseline.tokenizer is not None:
@@ -301,35 +293,19 @@ class ModelSession(Session):
         """The implementation that the last forward ran on."""
         return self.measured.kernel_path if "measured" in vars(self) else self.baseline.kernel_path
 
+    @cached_property
+    def stand(self) -> Stand:
+        """Where the model is timed."""
+        return Stand(self.baseline, self.measured, self.config, self.job.device)
+
     def warm(self, shape: Shape) -> None:
         """Prepare and warm a scenario."""
-        self.scenarios[shape] = self._scenario(shape)
-        self.scenarios[shape].warm()
-
-    def _scenario(self, shape: Shape) -> Scenario:
-        measure, device = self.config.measure, self.job.device
-        self._within_limit(shape.length + (measure.decode_tokens if shape.kind == "decode" else 0))
-        if shape.kind == "decode":
-            return DecodeScenario(self.measured, device, shape.batch, shape.length, measure.decode_tokens)
-        if shape.kind == "train_step":
-            return TrainStepScenario(self.baseline, device, self.config.train, self._autocast)
-        scenario = {"prefill": PrefillScenario, "first_token": FirstTokenScenario}[shape.kind]
-        return scenario(self.measured, device, shape.batch, shape.length)
-
-    @property
-    def _autocast(self) -> bool:
-        return self.config.runtime.dtype == "bfloat16"
+        self.stand.warm(shape)
 
     def turn(self, shape: Shape) -> list[float]:
         """Seconds of one turn of a warmed scenario."""
-        scenario = self.scenarios[shape]
-        return scenario.take_turn(WallClock() if scenario.ends_on_host else clock_for(self.job.device))
+        return self.stand.turn(shape)
 
     def values(self, shape: Shape) -> Timed:
-        """All that was measured of a scenario, which is then let go; where energy can be known, it is measured now."""
-        scenario, joules = self.scenarios.pop(shape), board_joules(self.job.device)
-        if joules:
-            scenario.joules = joules_per_token(
-                scenario.repeat, joules, self.config.measure.seconds, torch.cuda.synchronize
-            )
-        return scenario.values()
+        """All that was measured of a scenario, which is then let go."""
+        return self.stand.values(shape)

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from baselines.interface import SequenceModel
+from harness.config import RunConfig
 from harness.jobs import Shape
+from harness.measure.config import MeasureConfig
 from harness.measure.energy import board_joules, joules_per_token
 from harness.measure.scenarios import DecodeScenario, PrefillScenario
-from harness.session import ModelSession
+from harness.measure.stand import Stand
 
 
 class Board(ModuleType):
@@ -108,15 +110,13 @@ def test_work_that_ends_before_the_counter_moves_tells_nothing(gru: SequenceMode
     )
 
 
-def test_a_session_keeps_it_in_the_row(
+def test_it_is_kept_in_the_row(
     board: Callable[..., Board], gru: SequenceModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = board()
     found.watch(gru)
-    monkeypatch.setattr("harness.measure.energy.time.monotonic", lambda: found.now)
     monkeypatch.setattr(joules_per_token, "__defaults__", (lambda: found.now,))
-    session, shape = ModelSession.__new__(ModelSession), Shape("prefill", 5, 1)
-    session.job, session.config = SimpleNamespace(device="cuda"), SimpleNamespace(measure=SimpleNamespace(seconds=2.0))
-    session.scenarios = {shape: PrefillScenario(gru, "cpu", 1, 5)}
-    session.scenarios[shape].prepare()
-    assert session.values(shape).joules_per_token == pytest.approx(1000 / 5)
+    stand, shape = Stand(gru, gru, RunConfig(measure=MeasureConfig(seconds=2.0)), "cuda"), Shape("prefill", 5, 1)
+    stand.scenarios[shape] = PrefillScenario(gru, "cpu", 1, 5)
+    stand.scenarios[shape].prepare()
+    assert stand.values(shape).joules_per_token == pytest.approx(1000 / 5)

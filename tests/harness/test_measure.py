@@ -27,7 +27,7 @@ from harness.measure.scenarios import (
     Scenario,
     TrainStepScenario,
 )
-from harness.session import ModelSession
+from harness.measure.stand import Stand
 from harness.train.config import TrainConfig
 
 
@@ -88,10 +88,9 @@ def test_the_first_token_is_one_call_from_the_prompt_on_the_host_to_a_token_on_t
 
 @pytest.mark.parametrize(("host", "clock"), [(True, WallClock), (False, CudaClock)])
 def test_what_ends_on_the_host_is_timed_by_the_wall_clock_on_a_gpu_too(host: bool, clock: type) -> None:
-    session, shape = ModelSession.__new__(ModelSession), Shape("first_token", 9, 1)
-    session.job = SimpleNamespace(device="cuda")
-    session.scenarios = {shape: SimpleNamespace(ends_on_host=host, take_turn=lambda clock: [clock])}
-    assert [type(used) for used in session.turn(shape)] == [clock]
+    stand, shape = Stand(None, None, RunConfig(), "cuda"), Shape("first_token", 9, 1)  # type: ignore[arg-type]
+    stand.scenarios[shape] = SimpleNamespace(ends_on_host=host, take_turn=lambda clock: [clock])  # type: ignore[assignment]
+    assert [type(used) for used in stand.turn(shape)] == [clock]
     assert FirstTokenScenario.ends_on_host
     assert not any(other.ends_on_host for other in (PrefillScenario, DecodeScenario, TrainStepScenario))
 
@@ -186,18 +185,16 @@ def test_the_state_is_counted_on_the_object(gru: SequenceModel, monkeypatch: pyt
 
 def test_nothing_is_asked_beyond_a_models_limit_and_all_within_it_is_fed(gru: SequenceModel) -> None:
     """Fault: a model that stops early at its last position looks faster than it is."""
-    session = ModelSession.__new__(ModelSession)
-    session.job, session.config = SimpleNamespace(device="cpu"), RunConfig(measure=MeasureConfig(decode_tokens=4))
-    session.baseline = session.measured = gru
+    stand = Stand(gru, gru, RunConfig(measure=MeasureConfig(decode_tokens=4)), "cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(gru), "context_limit", 12)
         for kind, length in (("prefill", 13), ("first_token", 13), ("decode", 9)):
             with pytest.raises(Unsupported, match="13 tokens: the model's context ends at 12"):
-                session._scenario(Shape(kind, length, 1))
+                stand.scenario(Shape(kind, length, 1))
         fed: list[int] = []
         gru.model.register_forward_hook(lambda _m, args, _k, _o: fed.append(args[0].numel()), with_kwargs=True)
         for kind, length, tokens in (("prefill", 12, 12), ("first_token", 12, 12), ("decode", 8, 4)):
-            scenario = session._scenario(Shape(kind, length, 1))
+            scenario = stand.scenario(Shape(kind, length, 1))
             scenario.warm()
             fed.clear()
             scenario.take_turn(WallClock())
