@@ -23,6 +23,7 @@ class Timing:
         self.comparison, self.config = comparison, comparison.config
         self.neighbours = Neighbours(comparison.cpu_seconds)
         self.cores = len(os.sched_getaffinity(0))
+        self.told = False
 
     @property
     def bound(self) -> float:
@@ -94,6 +95,9 @@ class Timing:
             self._keep(name, shape, Outcome(status="skipped", message=why), (None, None, self.neighbours.others))
 
     def _tell_of_waiting(self, others: float) -> None:
+        if self.told:
+            return
+        self.told = True
         text = f"others keep {others:.1f} of {self.cores} cores busy: waiting until it is {self.bound:g} or less"
         self.comparison.display.say(f"{'timing':>14} {text}")
 
