@@ -74,9 +74,9 @@ class RunConfig:
         return Path(self.folder) if self.folder else Path(self.output) / "runs" / f"{self.name}-{self.hash}"
 
 
-def register_schema() -> None:
-    """Tell Hydra the types of the primary config (without importing torch)."""
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+def register_schema(schema: type | None = None) -> None:
+    """Tell Hydra the types of the primary config, without importing torch; `schema` is one with more keys."""
+    ConfigStore.instance().store(name="schema", node=schema or RunConfig)
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
