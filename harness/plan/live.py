@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from baselines.interface import SequenceModel
+from baselines.interface import SequenceModel, nats
 from harness.train.loop import loss_of
 
 
@@ -72,9 +72,12 @@ def training_bytes(baseline: SequenceModel, batch: int, length: int, autocast: b
 
 
 def scoring_bytes(baseline: SequenceModel, rows: int, length: int, targets: int) -> int:
-    """The most bytes at a time while `rows` × `length` tokens are read for the last `targets`, beside the weights."""
+    """The most bytes at a time while `rows` × `length` tokens are read for the last `targets`, beside the weights.
+
+    As `SequenceModel.score`, but without gradients only: what operations are made of is hidden in inference mode.
+    """
     model = baseline.model
     ids = torch.randint(baseline.vocab_size, (rows, length + 1))
-    with LiveBytes([*model.parameters(), *model.buffers(), ids]) as live:
-        baseline.score(ids, targets=targets)
+    with LiveBytes([*model.parameters(), *model.buffers(), ids]) as live, torch.no_grad():
+        torch.cat([nats(logits, aims) for logits, aims in baseline.read(ids, targets=targets)], dim=1)
     return live.peak()

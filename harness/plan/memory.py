@@ -114,11 +114,11 @@ def _scoring(family: FamilyConfig, vocab_size: int, reads: Sequence[Read]) -> in
     """
     cuts, count = parts(family, vocab_size, SEGMENT)
     models = [with_weights(cut, vocab_size) for cut in cuts]
-    segment = affordable_length(models[-1], SEGMENT, DIRECT_FLOPS)
     most = 0.0
     for read in extremes(reads):
-        first, last = (_state_bytes(model, read, segment) for model in (models[0], models[-1]))
-        most = max(most, first + (count - 1) * (last - first) + _passing_bytes(models[-1], read, segment))
+        size = affordable_length(models[-1], read.length, DIRECT_FLOPS)
+        first, last = (_state_bytes(model, read, size) for model in (models[0], models[-1]))
+        most = max(most, first + (count - 1) * (last - first) + _passing_bytes(models[-1], read, size))
     return round(most)
 
 
@@ -128,20 +128,22 @@ def extremes(reads: Sequence[Read]) -> set[Read]:
     return {max(reads, key=key) for key in keys} if reads else set()
 
 
-def _state_bytes(baseline: SequenceModel, read: Read, segment: int) -> float:
-    """Bytes of the state of all rows; it is linear in the tokens."""
-    size = min(segment, read.length)
+def _state_bytes(baseline: SequenceModel, read: Read, size: int) -> float:
+    """Bytes of the state of all rows from that after `size` tokens; it is linear in them."""
     half, whole = _state(baseline, size // 2), _state(baseline, size)
     return read.rows * (whole + (whole - half) * (read.length - size) / (size - size // 2))
 
 
-def _passing_bytes(baseline: SequenceModel, read: Read, segment: int) -> float:
-    """Bytes of a batch beside its state, from some of its rows and half of those, of at most `segment` tokens."""
-    size, rows = min(segment, read.length), min(read.rows, MOST_ROWS)
-    found, slope = _passing(baseline, rows, size, read.targets), 0.0
+def _passing_bytes(baseline: SequenceModel, read: Read, size: int) -> float:
+    """Bytes of a batch beside its state, from some of its rows and half of those, of `size` tokens.
+
+    Beyond a segment they grow little with the length (masks over what was read before).
+    """
+    rows, slope = min(read.rows, MOST_ROWS), 0.0
+    found = _passing(baseline, rows, size, read.targets)
     if rows < read.rows:
         slope = (found - _passing(baseline, rows // 2, size, read.targets)) / (rows - rows // 2)
-    return (found + slope * (read.rows - rows)) * min(SEGMENT, read.length) / size
+    return (found + slope * (read.rows - rows)) * min(SEGMENT, read.length) / min(SEGMENT, size)
 
 
 def _passing(baseline: SequenceModel, rows: int, length: int, targets: int) -> int:
