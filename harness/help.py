@@ -27,6 +27,7 @@ throughput, latency and memory, and writes tables, figures and a page.
   python -m harness model.mamba.checkpoint=FOLDER     load instead of train
   python -m harness --multirun seed=0,1,2             several runs; the report aggregates over seeds
   python -m harness debug=smoke                       everything in seconds
+  python -m harness.plan experiment=tune              what it will cost, before it is run
   python -m harness --cfg job                         print the composed config and stop
   python -m harness.report FOLDER                     draw a run folder's tables and figures again
 

@@ -16,7 +16,7 @@ from harness.plan.hardware import HERE, NAMED
 from harness.plan.memory import BYTES, Memory, memory_of
 from harness.plan.missing import missing, short_of
 from harness.plan.pace import Pace, pace_of, wall_seconds
-from harness.plan.shrink import without_weights
+from harness.plan.shrink import of_checkpoint, without_weights
 from harness.plan.work import Work, work_of
 from harness.run import resolve_device, sized_models
 
@@ -124,14 +124,23 @@ def disk_of(models: list[ModelPlan], runs: int, places: int) -> int:
 def _plan_model(config: RunConfig, name: str, family: FamilyConfig, corpus: Corpus, device: str | None) -> ModelPlan:
     """One model, timed on `device` if there is one."""
     vocab_size = corpus.vocab_size
-    if family.checkpoint:
-        return ModelPlan(name, family, problem=f"loaded from {family.checkpoint}: what it costs is not planned")
     try:
+        if family.checkpoint:
+            return _plan_loaded(config, name, family, corpus)
         whole = without_weights(family, vocab_size)
         work = work_of(config, name, whole, corpus.test_lengths)
         train, reads = config.train, list(work.reads)
         memory = memory_of(family, vocab_size, train.batch_size, train.length, reads, config.runtime.dtype)
         pace = pace_of(config, family, vocab_size, work, device) if device else None
-    except Unsupported as error:
+    except (Unsupported, ValueError) as error:
         return ModelPlan(name, family, problem=str(error))
     return ModelPlan(name, family, family.parameters(vocab_size), work, memory, pace)
+
+
+def _plan_loaded(config: RunConfig, name: str, family: FamilyConfig, corpus: Corpus) -> ModelPlan:
+    """A model that is scored alone; it is not loaded, so not timed. Each byte counts as a token: its own are fewer."""
+    whole = of_checkpoint(family)
+    count = whole.model.num_parameters()
+    weights = BYTES * count
+    work = work_of(config, name, whole, corpus.test_lengths)
+    return ModelPlan(name, family, count, work, Memory(weights, 0, 0, 0, weights))

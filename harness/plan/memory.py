@@ -73,7 +73,8 @@ def memory_of(
     """Of a model that is trained on `batch` × `length` tokens a step, then scored by `reads`."""
     weights = BYTES * family.parameters(vocab_size)
     activations = activation_bytes(family, vocab_size, batch, length, dtype == "bfloat16")
-    scoring = weights + _scoring(family, vocab_size, reads)
+    scored = weights + weights // 2 if dtype == "bfloat16" else weights  # beside the trained ones a copy in that format
+    scoring = scored + _scoring(family, vocab_size, reads, dtype)
     return Memory(weights, 2 * weights, weights, activations, scoring)
 
 
@@ -107,13 +108,15 @@ def along_length(lengths: Sequence[int], values: Sequence[float], length: int) -
     return float(np.polyval(square if bends else np.polyfit(lengths[-2:], values[-2:], 1), length))
 
 
-def _scoring(family: FamilyConfig, vocab_size: int, reads: Sequence[Read]) -> int:
+def _scoring(family: FamilyConfig, vocab_size: int, reads: Sequence[Read], dtype: str = "float32") -> int:
     """Beside the weights, in the batch that takes most: the state of its rows, and a segment on its way.
 
     The state is that of all layers, what a segment takes is that of the widest moment in one.
     """
     cuts, count = parts(family, vocab_size, SEGMENT)
     models = [with_weights(cut, vocab_size) for cut in cuts]
+    for model in models:
+        torch.nn.Module.to(model.model, getattr(torch, dtype))
     most = 0.0
     for read in extremes(reads):
         size = affordable_length(models[-1], read.length, DIRECT_FLOPS)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from baselines.config import FamilyConfig
 from baselines.interface import SequenceModel
@@ -23,6 +25,21 @@ def without_weights(family: FamilyConfig, vocab_size: int) -> SequenceModel:
     """The model on the `meta` device, where it takes no memory and hardly any time."""
     with torch.device("meta"):
         return find(family.family).build(family, vocab_size)
+
+
+def of_checkpoint(family: FamilyConfig) -> SequenceModel:
+    """What the config beside a checkpoint describes, on the `meta` device; ValueError if it cannot be had here."""
+    source = Path(str(family.checkpoint))
+    folder, options = (source.parent, {"gguf_file": source.name}) if source.suffix == ".gguf" else (source, {})
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, **options)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"{source}: {str(error).splitlines()[0]}") from None
+    baseline = object.__new__(find(family.family))  # as `load` makes it, but for the tokenizer that some come with
+    SequenceModel.__init__(baseline, model)
+    return baseline
 
 
 def with_weights(family: FamilyConfig, vocab_size: int) -> SequenceModel:

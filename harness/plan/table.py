@@ -70,7 +70,8 @@ def _memory(plan: Plan) -> Table:
     for model in _planned(plan):
         memory = model.memory
         kinds = (memory.training, memory.weights, memory.moments, memory.gradients, memory.activations, memory.scoring)
-        table.add_row(model.name, *map(size, kinds))
+        trained = [size(kind) if model.work.trainings else "–" for kind in kinds]
+        table.add_row(model.name, trained[0], size(memory.weights), *trained[2:5], size(memory.scoring))
     return table
 
 
@@ -89,9 +90,9 @@ def _time(plan: Plan) -> Table:
 
 
 def _fits(plan: Plan, model: ModelPlan, hardware: str) -> str:
-    if max(model.memory.training, model.memory.scoring) > NAMED[hardware].memory:
-        return "does not fit"
-    return _hours(plan.hours(hardware, plan.runs * model.work.flops))
+    hours = _hours(plan.hours(hardware, plan.runs * model.work.flops))
+    fits = max(model.memory.training, model.memory.scoring) <= NAMED[hardware].memory
+    return hours if fits else f"{hours}, but does not fit"
 
 
 def _here(plan: Plan, model: ModelPlan) -> str:

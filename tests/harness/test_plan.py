@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
@@ -156,6 +157,20 @@ def test_seeds_and_rates_multiply_what_is_trained_and_kept(config: RunConfig) ->
     assert one.hours("h100", 3600) == pytest.approx(1 / (66.9e12 * 0.35))
     assert isinstance(model, ModelPlan)
     assert model.pace is None
+
+
+def test_what_is_loaded_is_scored_alone(config: RunConfig, tmp_path: Path) -> None:
+    config.size = SizeConfig(parameters=5728)
+    gru = config.model["gru"]
+    with_weights(gru, 256).save(tmp_path / "loaded")
+    for name, place in (("loaded", str(tmp_path / "loaded")), ("hub", "nobody/nothing")):
+        config.model[name] = dataclasses.replace(gru, checkpoint=place)
+    plan = make_plan(config, PlanOptions("h100"))
+    trained, loaded, hub = plan.models
+    assert (loaded.parameters, loaded.work.trainings, loaded.work.training_flops) == (trained.parameters, 0, 0)
+    assert loaded.work.scoring_flops == trained.work.scoring_flops > 0
+    assert hub.problem
+    assert any("nobody/nothing" in line for line in plan.missing)
 
 
 def test_time_here_is_steps_and_readings(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
