@@ -114,8 +114,8 @@ def _assumptions(plan: Plan) -> Iterator[str]:
     if HERE in options.hardware:
         cores = f"{plan.config.runtime.threads} thread(s) a model"
         yield (
-            f"here: timed on {plan.device}, {cores}, {size(memory_here(plan.device))} of memory; start, gate and"
-            " diagnostics come on top (~: carried on from a smaller step)"
+            f"here: timed on {plan.device}, {cores}, {size(memory_here(plan.device))} of memory; start, gate,"
+            " diagnostics and n-grams come on top (~: carried on from a smaller step)"
         )
 
 
