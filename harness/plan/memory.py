@@ -133,8 +133,10 @@ def extremes(reads: Sequence[Read]) -> set[Read]:
 
 def _state_bytes(baseline: SequenceModel, read: Read, size: int) -> float:
     """Bytes of the state of all rows from that after `size` tokens; it is linear in them."""
-    half, whole = _state(baseline, size // 2), _state(baseline, size)
-    return read.rows * (whole + (whole - half) * (read.length - size) / (size - size // 2))
+    whole = _state(baseline, size)
+    if size == read.length:
+        return read.rows * whole
+    return read.rows * (whole + (whole - _state(baseline, size // 2)) * (read.length - size) / (size - size // 2))
 
 
 def _passing_bytes(baseline: SequenceModel, read: Read, size: int) -> float:

@@ -115,7 +115,7 @@ def _assumptions(plan: Plan) -> Iterator[str]:
         cores = f"{plan.config.runtime.threads} thread(s) a model"
         yield (
             f"here: timed on {plan.device}, {cores}, {size(memory_here(plan.device))} of memory; start, gate,"
-            " diagnostics and n-grams come on top (~: carried on from a smaller step)"
+            " diagnostics and n-grams come on top (~: carried on from a smaller step); memory is that of tensors"
         )
 
 
