@@ -153,9 +153,14 @@ class Reference:
     results: dict[str, Result]
     name: str = ""
 
+    @property
+    def source(self) -> str:
+        """Such as 'arXiv 2407.04620v4'."""
+        return f"arXiv {self.paper.arxiv}{self.paper.version}"
+
     def cite(self, result: Result) -> str:
         """Such as 'arXiv 2407.04620v4, Table 1'."""
-        return f"arXiv {self.paper.arxiv}{self.paper.version}, {result.where}"
+        return f"{self.source}, {result.where}"
 
 
 def load(name: str) -> Reference:

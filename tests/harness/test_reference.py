@@ -65,7 +65,7 @@ def test_plots_are_listed_with_what_the_text_claims() -> None:
         ("    ladder: true", "    laddder: true", "laddder: no such key; choose one of claims, ladder, obtained"),
         ("{perplexity: 15.91}", "{ppl: 15.91}", "row linear attention: no such quantity ppl"),
         ("{perplexity: 15.91}", "{perplexity: low}", "Value 'low'"),
-        ("model: ttt_linear", "model: mini_batch", "model mini_batch occurs twice"),
+        ("model: plus_mamba_backbone", "model: plus_mini_batch", "model plus_mini_batch occurs twice"),
         ("paper:", "paper: [", "ttt_table1.yaml: "),
     ],
 )
@@ -92,9 +92,9 @@ def test_a_reference_is_named_by_file_part_or_path(tmp_path: Path) -> None:
 
 
 def test_a_reference_that_is_about_other_models_is_refused() -> None:
-    check(LADDER, ["ttt_linear"])
+    check(LADDER, ["plus_mini_batch"])
     check("ttt_table3", ["anything"])
-    with pytest.raises(ValueError, match=r"speaks of .*ttt_linear, none of which is in model=\[lstm,gru\]"):
+    with pytest.raises(ValueError, match=r"speaks of .*ttt_equivalence, none of which is in model=\[lstm,gru\]"):
         check(LADDER, ["lstm", "gru"])
 
 
