@@ -28,7 +28,8 @@ throughput, latency and memory, and writes tables, figures and a page.
   python -m harness --multirun seed=0,1,2             several runs; the report aggregates over seeds
   python -m harness debug=smoke                       everything in seconds
   python -m harness --cfg job                         print the composed config and stop
-  python -m harness.report FOLDER                     draw a run folder's tables and figures again
+  python -m harness.report FOLDER                     draw tables and figures again; --help: otherwise
+  python -m harness.compare FOLDER FOLDER             what changed between two runs
 
 The same command again continues an interrupted run. Groups, chosen as group=option (defaults marked *):
 """

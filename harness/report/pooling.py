@@ -3,7 +3,7 @@
 A model is the same in two folders if data, recipe and its own options are: then its seeds are pooled, and which other
 models a folder holds does not matter. Two folders with the same seed of it, or with another recipe, are two answers to
 two questions; they stand side by side under the names of their runs. Whether they may be compared at all is another
-matter (`likeness`). N-gram floors of the same data are the same in every folder, and kept once.
+matter (`likeness`). N-gram floors of the same data are the same in every folder.
 """
 
 from __future__ import annotations
@@ -41,24 +41,16 @@ def told_apart(found: Mapping[Path, Sequence[Record]]) -> Iterator[tuple[Path, l
     configs = {folder: config_of(folder) for folder in found}
     labels = _labels(configs)
     clashing = _clashing(found, configs) if len(found) > 1 else set()
-    floors: set[tuple[str, int, str]] = set()
     for folder, records in found.items():
-        seen = set(floors)
-        kept = [record for record in records if record.family != FLOOR_FAMILY or _floor(record) not in seen]
-        floors |= {_floor(record) for record in kept if record.family == FLOOR_FAMILY}
         yield (
             folder,
             [
                 dataclasses.replace(record, model=f"{record.model} ({labels[folder]})")
                 if record.model in clashing
                 else record
-                for record in kept
+                for record in records
             ],
         )
-
-
-def _floor(record: Record) -> tuple[str, int, str]:
-    return record.model, record.seed, str(record.provenance.get("data_hash"))
 
 
 def _clashing(found: Mapping[Path, Sequence[Record]], configs: Mapping[Path, dict[str, Any]]) -> set[str]:
@@ -79,12 +71,13 @@ def _clashing(found: Mapping[Path, Sequence[Record]], configs: Mapping[Path, dic
 
 def _identity(record: Record, config: Mapping[str, Any]) -> str:
     """What makes a model of a folder the same as that of another: all that its training depends on but the seed."""
+    data = str(record.provenance.get("data_hash"))
     if record.family == FLOOR_FAMILY:
-        return str(record.provenance.get("data_hash"))
+        return data
     if not config:
         return str(record.provenance.get("config_hash"))
     own = config.get("model", {}).get(base(record.model))
-    return json.dumps([own, config.get("data"), config.get("train")], sort_keys=True)
+    return json.dumps([own, data, config.get("train")], sort_keys=True)
 
 
 def _labels(configs: Mapping[Path, dict[str, Any]]) -> dict[Path, str]:
