@@ -9,6 +9,7 @@ position lies beside it as Parquet, named by the row. `results/README.md` descri
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -370,7 +371,7 @@ def from_json(line: str) -> Record:
 
 
 class RecordStore:
-    """The `records.jsonl` of one run folder: appended to by one process, read by any."""
+    """The `records.jsonl` of one run folder: appended to and read by any process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -380,6 +381,8 @@ class RecordStore:
         """Add one row and flush it to disk; a row torn by an earlier kill is closed first."""
         line = to_json(record) + "\n"
         with self.path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0, os.SEEK_END)
             if file.tell() and not self._ends_whole(file):
                 line = "\n" + line
             file.write(line.encode())
