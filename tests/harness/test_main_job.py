@@ -166,15 +166,6 @@ def test_killed_with_9_and_started_again_it_gives_the_same_perplexities(small: R
     pd.testing.assert_frame_equal(pd.read_parquet(whole), pd.read_parquet(resumed))
 
 
-@pytest.mark.usefixtures("at_workplace")
-def test_multirun_gathers_its_seeds_in_one_folder(small: RunConfig, tmp_path: Path) -> None:
-    arguments = command(small, str(tmp_path), "--multirun", "seed=0,1", "measure.timing=false")
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    (folder,) = (tmp_path / "runs").glob("quickstart-*")
-    assert {row.seed for row in RecordStore(folder)} == {0, 1}
-    assert "report.html" in done.stdout
-
-
 def test_a_folder_in_use_or_of_another_config_is_refused(small: RunConfig) -> None:
     with own_folder(small), pytest.raises(ValueError, match="another job is writing there"), own_folder(small):
         pass
