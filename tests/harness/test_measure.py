@@ -114,7 +114,7 @@ def test_inputs_are_made_before_the_clock_starts(gru: SequenceModel, monkeypatch
 
     monkeypatch.setattr(Scenario, "random_ids", slowly)
     for scenario in every_scenario(gru):
-        scenario.warm()
+        scenario.prepare()
         assert max(scenario.take_turn(clock) + scenario.take_turn(clock)) <= 10.0
 
 
@@ -122,7 +122,7 @@ def test_turns_are_kept_apart_and_none_holds_marks_of_the_one_before(gru: Sequen
     """Fault: marks kept from turn to turn, so that the next turn's prefill counts as a token."""
     clock = WorkClock(gru)
     for scenario, calls in zip(every_scenario(gru), (1, 1, 3, 1), strict=True):
-        scenario.warm()
+        scenario.prepare()
         turns = [scenario.take_turn(clock) for _ in range(4)]
         assert turns == [turns[0]] * 4
         assert len(turns[0]) == calls
@@ -155,7 +155,7 @@ def test_on_a_gpu_nothing_waits_until_all_steps_are_issued(gru: SequenceModel, m
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: pytest.fail("synchronised"))
     monkeypatch.setattr(FakeEvent, "log", [])
     scenario = DecodeScenario(gru, "cpu", batch=1, length=9, tokens=3)
-    scenario.warm()
+    scenario.prepare()
     assert scenario.take_turn(CudaClock()) == [1.0] * 3
     assert FakeEvent.log == ["mark"] * 4 + ["wait for 3"]
 
@@ -166,7 +166,7 @@ def test_decoding_goes_by_batch(gru: SequenceModel) -> None:
         Shape("decode", 8, 1), Shape("decode", 16, 1), Shape("decode", 8, 4), Shape("decode", 16, 4),
     ]  # fmt: skip
     scenario = DecodeScenario(gru, "cpu", batch=4, length=9, tokens=2)
-    scenario.warm()
+    scenario.prepare()
     scenario.take_turn(WallClock())
     values = scenario.values()
     assert (values.batch, values.state_bytes, values.flops) == (4, 4 * 16 * 4, 4 * gru.flops(9, "step"))
@@ -179,7 +179,7 @@ def test_the_state_is_counted_on_the_object(gru: SequenceModel, monkeypatch: pyt
         gru, "prefill", lambda ids, state=None, keep=1: (prefill(ids)[0], {"h": prefill(ids)[1], "kept": ids.clone()})
     )
     scenario = PrefillScenario(gru, "cpu", batch=2, length=9)
-    scenario.warm()
+    scenario.prepare()
     assert scenario.values().state_bytes == 2 * 16 * 4 + 2 * 9 * 8
 
 
@@ -195,7 +195,7 @@ def test_nothing_is_asked_beyond_a_models_limit_and_all_within_it_is_fed(gru: Se
         gru.model.register_forward_hook(lambda _m, args, _k, _o: fed.append(args[0].numel()), with_kwargs=True)
         for kind, length, tokens in (("prefill", 12, 12), ("first_token", 12, 12), ("decode", 8, 4)):
             scenario = stand.scenario(Shape(kind, length, 1))
-            scenario.warm()
+            scenario.prepare()
             fed.clear()
             scenario.take_turn(WallClock())
             assert sum(fed) == tokens
