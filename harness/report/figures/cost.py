@@ -11,9 +11,19 @@ from matplotlib.figure import Figure
 
 from harness.records import Decode, FirstToken, Prefill
 from harness.report.collect import Failure, Run
-from harness.report.figures.axes import Drawn, LineEnd, bytes_axis, context_axis, label_lines, mark_failures, value_axis
+from harness.report.figures.axes import (
+    Drawn,
+    LineEnd,
+    bytes_axis,
+    context_axis,
+    label_lines,
+    mark_failures,
+    rescale,
+    value_axis,
+)
 from harness.report.style import DOUBLE, SINGLE, looks
 from harness.report.timings import Kind, Timing, batches, doubtful, longest_common, timings
+from harness.report.view import AS_IS, View
 
 Measure = Callable[[Timing], float | None]
 
@@ -28,7 +38,7 @@ class Panel:
     in_bytes: bool = False
 
 
-def prefill(run: Run) -> Drawn | None:
+def prefill(run: Run, view: View = AS_IS) -> Drawn | None:
     """Prefill tokens/s and peak memory by length."""
     throughput = Panel(
         "prefill tokens/s", Timing.throughput, lambda timing: (timing.throughput(75), timing.throughput(25))
@@ -37,10 +47,10 @@ def prefill(run: Run) -> Drawn | None:
     caption = (
         "Prefill from an empty state: tokens/s at the median of {repeats} (bars: the middle half), and peak memory."
     )
-    return _draw(run, Prefill, "prefill", "Prefill cost against length", caption, [throughput, memory])
+    return _draw(run, Prefill, "prefill", "Prefill cost against length", caption, [throughput, memory], view)
 
 
-def first_token(run: Run) -> Drawn | None:
+def first_token(run: Run, view: View = AS_IS) -> Drawn | None:
     """Milliseconds from a prompt to the first token of its answer, by the prompt's length."""
     latency = Panel(
         "time to first token (ms)",
@@ -48,7 +58,7 @@ def first_token(run: Run) -> Drawn | None:
         lambda timing: (timing.milliseconds(25), timing.milliseconds(75)),
     )
     caption = "From a prompt's ids on the host to a sampled token there: median of {repeats} (bars: the middle half)."
-    return _draw(run, FirstToken, "first-token", "Time to first token", caption, [latency])
+    return _draw(run, FirstToken, "first-token", "Time to first token", caption, [latency], view)
 
 
 LATENCY = Panel(
@@ -59,13 +69,13 @@ LATENCY = Panel(
 STATE = Panel("state size", lambda timing: timing.state_bytes, in_bytes=True)
 
 
-def decode(run: Run) -> Drawn | None:
+def decode(run: Run, view: View = AS_IS) -> Drawn | None:
     """Milliseconds a step and state size by context, at the smallest batch."""
     caption = "Decoding one token: median of {repeats} (bars: up to the 90th percentile), and the size of the state."
-    return _draw(run, Decode, "decode", "Decode cost against context", caption, [LATENCY, STATE])
+    return _draw(run, Decode, "decode", "Decode cost against context", caption, [LATENCY, STATE], view)
 
 
-def decode_batch(run: Run) -> Drawn | None:
+def decode_batch(run: Run, view: View = AS_IS) -> Drawn | None:
     """Tokens a second and milliseconds a step by batch, after the longest context that all were timed at."""
     sizes = batches(run, Decode)
     by_batch = {(name, size): timings(run, Decode, name, size) for name in run.models for size in sizes}
@@ -86,6 +96,8 @@ def decode_batch(run: Run) -> Drawn | None:
     ends = [_lines(ax, run, found, panel) for ax, panel in zip(axes, (rate, LATENCY), strict=True)]
     for ax in axes:
         context_axis(ax, min(sizes) / 2**0.25, max(sizes) * 2**0.25, "batch (rows)")
+        rescale(ax, "x", view, "decode-batch")
+    rescale(axes[0], "y", view, "decode-batch")
     mark_failures(figure, [], run, Decode.kind, lambda failure: failure.at == context)
     label_lines(figure, list(zip(axes, ends, strict=True)))
     caption = (
@@ -95,7 +107,7 @@ def decode_batch(run: Run) -> Drawn | None:
     return Drawn("decode-batch", "Decode cost against batch", caption, figure)
 
 
-def _draw(run: Run, kind: Kind, name: str, title: str, caption: str, panels: list[Panel]) -> Drawn | None:
+def _draw(run: Run, kind: Kind, name: str, title: str, caption: str, panels: list[Panel], view: View) -> Drawn | None:
     found = {model: timings(run, kind, model) for model in run.models}
     lengths = [length for by_length in found.values() for length in by_length]
     if not lengths:
@@ -112,6 +124,8 @@ def _draw(run: Run, kind: Kind, name: str, title: str, caption: str, panels: lis
     axis = "context (tokens)" if kind is Decode else "prompt length (tokens)"
     for ax in axes:
         context_axis(ax, min(lengths) / 2**0.25, max(lengths) * 2**0.25, axis)
+        rescale(ax, "x", view, name)
+    rescale(axes[0], "y", view, name)
     mark_failures(figure, axes, run, kind.kind, shown)
     label_lines(figure, list(zip(axes, ends, strict=True)))
     counts = sorted({len(timing.seconds) for by_length in found.values() for timing in by_length.values()})
