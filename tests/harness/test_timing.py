@@ -250,14 +250,18 @@ def test_a_worker_without_a_turn_sleeps(tmp_path: Path) -> None:
     process.start()
     child.close()
 
-    def ticks() -> int:
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return int(fields[11]) + int(fields[12])
+    def sleeps() -> bool:
+        """Asleep at each of twenty looks, and at most a tick of work between them."""
+        looks = []
+        for _ in range(20):
+            looks.append(Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split())
+            time.sleep(0.02)
+        worked = [int(look[11]) + int(look[12]) for look in looks]
+        return {look[0] for look in looks} == {"S"} and worked[-1] - worked[0] <= 1
 
-    time.sleep(0.3)
-    before = ticks()
-    time.sleep(0.4)
-    assert ticks() - before <= 2
+    deadline = time.monotonic() + 20
+    while not sleeps():
+        assert time.monotonic() < deadline
     assert process.is_alive()
     process.kill()
     process.join()
