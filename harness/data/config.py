@@ -87,6 +87,9 @@ class DataConfig:
             if value is not None and self.source not in known:
                 choices = " or ".join(known)
                 raise ValueError(f"data.{key} is {value!r}: must be null with data.source={self.source}; use {choices}")
+        if self.test_split == self.split or (self.test_path is not None and self.test_path == self.path):
+            key = "test_split" if self.test_split else "test_path"
+            raise ValueError(f"data.{key} is what is trained on: must be another than data.{key.removeprefix('test_')}")
         for key in ("path", "test_path"):
             value = getattr(self, key)
             if self.source == "jsonl" and value is not None and not value.endswith(JSON_LINES):
