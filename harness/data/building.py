@@ -5,7 +5,8 @@ shard. Where blocks begin depends on the text alone, so the bytes are the same w
 after any interruption (`kill -9` too) only blocks without a shard are done again. Parts that are done are not even
 read; of a part that was begun the reader passes over the blocks that are there, which costs reading alone.
 
-A corpus of one block is tokenised where it is, without processes. Memory: a few blocks in the reader, two a process.
+The first 64 MiB are tokenised without other processes, so a small corpus starts none. Memory: a block of every process
+in the reader and one more, and in each process two.
 """
 
 from __future__ import annotations
@@ -100,12 +101,16 @@ def shard_of(folder: Path, block: Block, vocabulary: Vocabulary, config: DataCon
 def in_processes(
     stream: Iterator[Block], size: int, folder: Path, vocabulary: Vocabulary, config: DataConfig, advance: Advance
 ) -> dict[int, Contents]:
-    """What the shards of the blocks of `stream` hold, by number, each written in one of several processes."""
+    """What the shards of the blocks of `stream` hold, by number; but for the first, several processes write them."""
     processes = config.processes or len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
     waiting: dict[Future[Contents], tuple[int, int]] = {}
     found: dict[int, Contents] = {}
-    text = furthest = 0
+    text = furthest = here = 0
+    while here < BLOCK_BYTES and (block := next(stream, None)) is not None:
+        found[block.number] = shard_of(folder, block, vocabulary, config)
+        text, furthest = text + sum(found[block.number].bytes.values()), block.read
+        here += sum(len(raw) for _, raw in block.items)
     with ProcessPoolExecutor(processes, context, _begin, (folder, vocabulary, config)) as pool:
         try:
             while True:

@@ -74,10 +74,17 @@ def _tokenised(
                 return key, []
             return key, [shard_of(building, first[0], vocabulary, config)]
         size = sum(part.size for part in parts)
-        have |= in_processes(itertools.chain(first, stream), size, building, vocabulary, config, advance)
+        have |= in_processes(_after(first, stream), size, building, vocabulary, config, advance)
     except OSError as error:
         raise unreadable(config, error) from None
     return key, [have[number] for number in sorted(have)]
+
+
+def _after(first: list[Block], others: Iterator[Block]) -> Iterator[Block]:
+    """The `first` blocks and the others, none of which is held here when it has been given."""
+    while first:
+        yield first.pop(0)
+    yield from others
 
 
 def _key(config: DataConfig, vocabulary: Vocabulary, marks: Iterable[str]) -> str:
@@ -128,6 +135,8 @@ def _finished(
         "pack": config.pack, "sizes": [shard.size for shard in contents],
         **{key: {home: [getattr(shard, key)[home] for shard in contents] for home in SPLITS} for key in COUNTS},
     }  # fmt: skip
+    for torn in building.glob(".*"):  # what a killed process was writing
+        torn.unlink()
     write_file(building / "index.json", [json.dumps(index).encode()])
     folder = building.parent / whole[:16]
     if not is_whole(folder):
