@@ -26,6 +26,7 @@ from baselines.config import FamilyConfig, Unsupported
 from harness.comparison import Comparison
 from harness.config import RunConfig
 from harness.data.ngram import MOST_TOKENS, check_order
+from harness.data.shown import tokenised
 from harness.data.tokens import TokenStore
 from harness.measure.recall.tasks import check_text
 from harness.progress import Display
@@ -40,7 +41,7 @@ def run(config: RunConfig) -> int:
     started = time.perf_counter()
     console = Console()
     device = resolve_device(config)
-    tokens = tokenised(config, console)
+    tokens = tokenised(config.data, Path(config.output), console)
     check_lengths(config, tokens)
     check_tokens(config, tokens)
     check_checkpoints(config)
@@ -72,20 +73,6 @@ def resolve_device(config: RunConfig) -> str:
     if config.runtime.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.runtime.device
-
-
-def tokenised(config: RunConfig, console: Console) -> TokenStore:
-    """The tokens of the corpus, made now if they are not there; a large corpus shows how far that is."""
-    with contextlib.ExitStack() as stack:
-        display = Display(console)
-
-        def advance(done: float, total: float) -> None:
-            if not display.stages:
-                stack.enter_context(display)
-                display.stage("data", "tokenise")
-            display.advance("data", done / 1e6, total / 1e6, unit="MB")
-
-        return TokenStore.build(config.data, Path(config.output), advance)
 
 
 def check_tokens(config: RunConfig, tokens: TokenStore) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,12 +38,13 @@ def tokenise_corpus(composed: DictConfig) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from harness.config import to_run_config
+    from harness.config import RunConfig, typed_rest
+    from harness.data.shown import tokenised
     from harness.data.sources import SPLITS
-    from harness.run import tokenised
 
+    config = typed_rest(RunConfig, composed)
     started, console = time.perf_counter(), Console()
-    store = tokenised(to_run_config(composed), console)
+    store = tokenised(config.data, Path(config.output), console)
     table = Table("", *SPLITS)
     for kind in ("documents", "tokens", "bytes"):
         table.add_row(kind, *(f"{store.total(kind, split):,}" for split in SPLITS))
