@@ -11,7 +11,7 @@ Document borders are kept all the way: splits are by document, windows never cro
     batches                      training windows as a function of (seed, step); windows, permutation: at any size
     ngram                        the floor
 
-Sized for trillions of tokens: beside 2 bytes a token the index takes some 27 bytes a document, on disk alone. A
+Sized for trillions of tokens: beside 2 bytes a token the index takes some 30 bytes a document, on disk alone. A
 process keeps a few numbers a shard (a million tokens or more each) and maps 256 shards at a time; it draws a window in
 O(log documents of a shard). What grows with the corpus is one pass over the ends of the documents (8 bytes each) when
 a training begins, and none with `data.pack`.

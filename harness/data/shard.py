@@ -8,7 +8,7 @@
     name_ends  where each name ends among them           4 bytes a document
 
 and, unless bytes are the tokens, of test documents `sizes` (bytes of each token), `text` and `text_ends`. So the index
-takes some 27 bytes a document: for the 211 million of the Pile 6 GB, beside 767 GB of tokens, none of it ever loaded
+takes some 30 bytes a document: for the 211 million of the Pile 6 GB, beside 767 GB of tokens, none of it ever loaded
 as a whole.
 """
 
