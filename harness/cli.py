@@ -34,8 +34,11 @@ def _compare(composed: DictConfig) -> int:
     return run(config)
 
 
-def run_hydra(primary: str, work: Callable[[DictConfig], int]) -> int:
-    """Compose the primary config of that name for every job of this command line and do `work`; the worst exit code."""
+def run_hydra(primary: str, work: Callable[[DictConfig], int], schema: type | None = None) -> int:
+    """Compose the primary config of that name for every job of this command line and do `work`; the worst exit code.
+
+    `schema` is the dataclass of its keys (None: that of the main job).
+    """
     import hydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -44,7 +47,7 @@ def run_hydra(primary: str, work: Callable[[DictConfig], int]) -> int:
     from harness.config import register_schema
     from harness.config_errors import CONF, explain
 
-    register_schema()
+    register_schema(schema)
     sys.argv[1:] = flags_first(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"
     exit_codes = [0]

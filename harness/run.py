@@ -32,6 +32,9 @@ from harness.measure.recall.tasks import check_text
 from harness.progress import Display
 from harness.records import Conditions, Finish
 
+REFERENCE = "reference: "
+"""Begins the last line of a run's `config.yaml` where numbers of a paper belong to it."""
+
 
 def run(config: RunConfig) -> int:
     """Do the whole job of one seed; exit code 0, or 1 after a failed row; ValueError for a config that cannot be.
@@ -136,10 +139,16 @@ def own_folder(config: RunConfig) -> Iterator[Path]:
             raise ValueError(f"folder={folder}: another job is writing there; wait for it or choose another") from None
         identity = OmegaConf.to_yaml(config.identity(), sort_keys=True)
         known = folder / "config.yaml"
-        if known.exists() and known.read_text() != identity:
+        if known.exists() and written_identity(known) != identity:
             raise ValueError(f"folder={folder}: another config wrote these results; choose another folder or none")
-        known.write_text(identity)
+        known.write_text(identity + (f"{REFERENCE}{config.reference}\n" if config.reference else ""))
         yield folder
+
+
+def written_identity(path: Path) -> str:
+    """The text of a `config.yaml` without the line that says what the report draws beside the results."""
+    lines = path.read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(REFERENCE))
 
 
 def overview(config: RunConfig, tokens: TokenStore, device: str) -> Table:

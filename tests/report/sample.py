@@ -61,13 +61,13 @@ def build(folder: Path, seeds: tuple[int, ...] = (0, 1), documents: int = 28) ->
     return folder
 
 
-def write_nll(path: Path, nll: list[np.ndarray]) -> None:
-    """An NLL file of byte-level documents doc00, doc01 …"""
+def write_nll(path: Path, nll: list[np.ndarray], size: int = 1) -> None:
+    """An NLL file of documents doc00, doc01 … whose tokens have `size` bytes each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {
         "document": pa.array([f"doc{i:02d}" for i in range(len(nll))], pa.string()),
         "nll": pa.array([row.astype(np.float32) for row in nll], pa.list_(pa.float32())),
-        "target_bytes": pa.array([np.ones(len(row), np.uint16) for row in nll], pa.list_(pa.uint16())),
+        "target_bytes": pa.array([np.full(len(row), size, np.uint16) for row in nll], pa.list_(pa.uint16())),
     }
     pq.write_table(pa.table(columns), path)
 

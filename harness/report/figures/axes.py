@@ -18,6 +18,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullL
 
 from harness.report.collect import Run
 from harness.report.style import GREY, looks, readable
+from harness.report.view import View
 from harness.statistics import Floats
 
 LABEL_GAP = 9.5  # points between the middles of two labels
@@ -96,6 +97,32 @@ def round_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
             return ticks, [number(tick) for tick in ticks]
     ticks = linear_ticks(low, high)
     return ticks, numbers(ticks)
+
+
+def rescale(ax: Axes, along: str, view: View, figure: str) -> None:
+    """Give an axis the scale and limits that were chosen for it, if any, and ticks to suit; before labels are placed.
+
+    A log axis that would begin at or below 0 begins at the least value drawn.
+    """
+    chosen = view.axis(along, figure)
+    if chosen.scale is None and chosen.low is None and chosen.high is None:
+        return
+    axis = ax.xaxis if along == "x" else ax.yaxis
+    scale = chosen.scale or axis.get_scale()
+    low, high = axis.get_view_interval()
+    low = low if chosen.low is None else chosen.low
+    high = high if chosen.high is None else chosen.high
+    if scale == "log" and low <= 0:
+        if chosen.low is not None:
+            raise ValueError(f"{figure}: its {along} axis is log and cannot begin at {low:g}; choose linear")
+        drawn = np.concatenate([np.ravel(line.get_data()[along == "y"]) for line in ax.lines]).astype(float)
+        low = float(drawn[drawn > 0].min())
+    if scale == "log" and getattr(axis.get_transform(), "base", 10) == 2:
+        context_axis(ax, low, high, ax.get_xlabel())
+        return
+    ticks, texts = round_ticks(low, high) if scale == "log" else ((t := linear_ticks(low, high)), numbers(t))
+    ax.set(**{f"{along}scale": scale, f"{along}lim": (low, high)})
+    _ticks(axis, ticks, texts)
 
 
 def _size(value: float) -> str:

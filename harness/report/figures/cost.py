@@ -11,9 +11,19 @@ from matplotlib.figure import Figure
 
 from harness.records import Decode, Prefill
 from harness.report.collect import Run
-from harness.report.figures.axes import Drawn, LineEnd, bytes_axis, context_axis, label_lines, mark_failures, value_axis
+from harness.report.figures.axes import (
+    Drawn,
+    LineEnd,
+    bytes_axis,
+    context_axis,
+    label_lines,
+    mark_failures,
+    rescale,
+    value_axis,
+)
 from harness.report.style import DOUBLE, looks
 from harness.report.timings import Timing, timings
+from harness.report.view import AS_IS, View
 
 Measure = Callable[[Timing], float | None]
 
@@ -28,7 +38,7 @@ class Panel:
     in_bytes: bool = False
 
 
-def prefill(run: Run) -> Drawn | None:
+def prefill(run: Run, view: View = AS_IS) -> Drawn | None:
     """Prefill tokens/s and peak memory by length."""
     throughput = Panel(
         "prefill tokens/s", Timing.throughput, lambda timing: (timing.throughput(75), timing.throughput(25))
@@ -37,10 +47,10 @@ def prefill(run: Run) -> Drawn | None:
     caption = (
         "Prefill from an empty state: tokens/s at the median of {repeats} (bars: the middle half), and peak memory."
     )
-    return _draw(run, Prefill, "prefill", "Prefill cost against length", caption, [throughput, memory])
+    return _draw(run, Prefill, "prefill", "Prefill cost against length", caption, [throughput, memory], view)
 
 
-def decode(run: Run) -> Drawn | None:
+def decode(run: Run, view: View = AS_IS) -> Drawn | None:
     """Milliseconds a token and state size by context."""
     latency = Panel(
         "decode ms/token",
@@ -49,11 +59,11 @@ def decode(run: Run) -> Drawn | None:
     )
     state = Panel("state size", lambda timing: timing.state_bytes, in_bytes=True)
     caption = "Decoding one token: median of {repeats} (bars: up to the 90th percentile), and the size of the state."
-    return _draw(run, Decode, "decode", "Decode cost against context", caption, [latency, state])
+    return _draw(run, Decode, "decode", "Decode cost against context", caption, [latency, state], view)
 
 
 def _draw(
-    run: Run, kind: type[Prefill] | type[Decode], name: str, title: str, caption: str, panels: list[Panel]
+    run: Run, kind: type[Prefill] | type[Decode], name: str, title: str, caption: str, panels: list[Panel], view: View
 ) -> Drawn | None:
     found = {model: timings(run, kind, model) for model in run.models}
     lengths = [length for by_length in found.values() for length in by_length]
@@ -70,6 +80,8 @@ def _draw(
             max(lengths) * 2**0.25,
             "prompt length (tokens)" if kind is Prefill else "context (tokens)",
         )
+        rescale(ax, "x", view, name)
+    rescale(axes[0], "y", view, name)
     mark_failures(figure, axes, run, kind.kind)
     label_lines(figure, list(zip(axes, ends, strict=True)))
     counts = sorted({len(timing.seconds) for by_length in found.values() for timing in by_length.values()})
