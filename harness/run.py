@@ -31,13 +31,14 @@ from harness.data.tokens import TokenStore
 from harness.measure.recall.tasks import check_text
 from harness.progress import Display
 from harness.records import Conditions, Finish
+from harness.timing import Timing
 
 REFERENCE = "reference: "
 """Begins the last line of a run's `config.yaml` where numbers of a paper belong to it."""
 
 
 def run(config: RunConfig) -> int:
-    """Do the whole job of one seed; exit code 0, or 1 after a failed row; ValueError for a config that cannot be.
+    """Do the whole job of one seed; exit code 0, or 1 after a failed or skipped row; ValueError for a bad config.
 
     A model that is unsupported here has a row that says so, which is no failure.
     """
@@ -57,12 +58,12 @@ def run(config: RunConfig) -> int:
         console.print(overview(config, tokens, device))
         with Display(console) as display, Comparison(config, device, tokens, display) as comparison:
             comparison.quality()
-            comparison.timing()
+            Timing(comparison).run()
             failures = comparison.failures()
             finish(comparison, started)
         page = report(folder, console, config.allow_unlike)
-    for row in failures:
-        console.print(f"[red]{row.model}: {row.kind} {row.status}[/red] {row.message}", highlight=False)
+    for line in dict.fromkeys(f"[red]{row.model}: {row.kind} {row.status}[/red] {row.message}" for row in failures):
+        console.print(line, highlight=False)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return 1 if any(row.status != "unsupported" for row in failures) else 0
 

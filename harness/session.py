@@ -18,23 +18,26 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
 from baselines.config import Unsupported
-from baselines.interface import Encoded, SequenceModel
+from baselines.encoding import tokens_of
+from baselines.interface import Encoded, SequenceModel, bytes_as_tokens
 from baselines.registry import find
 from harness.data.batches import training_batches
 from harness.data.ngram import NGram
 from harness.data.tokens import TokenDocument, TokenStore
 from harness.gate import run_gate
 from harness.jobs import Job, Shape
-from harness.measure.clock import CpuClock, clock_for
+from harness.measure.clock import CpuClock
 from harness.measure.diagnostics import diagnose
 from harness.measure.dynamic.evaluation import dynamic_evaluation
 from harness.measure.fixed_target import fixed_target
 from harness.measure.nll_file import Advance, Score
 from harness.measure.position import position_curve
 from harness.measure.recall.evaluation import judged, text_recall
-from harness.measure.scenarios import DecodeScenario, PrefillScenario, Scenario, TrainStepScenario
+from harness.measure.scenarios import TrainStepScenario
+from harness.measure.stand import Stand, require_within_limit
 from harness.measure.window import windowed
 from harness.records import (
     Diagnostics,
@@ -45,6 +48,7 @@ from harness.records import (
     Loaded,
     PositionCurve,
     TextRecall,
+    Timed,
     Training,
     Values,
     Window,
@@ -66,9 +70,26 @@ class Session(ABC):
     def score(self) -> Score:
         """The function that scores token ids."""
 
-    def encode(self, document: TokenDocument, tokens: int) -> Encoded:
-        """The ids of a document's first so many tokens, and the bytes of each."""
-        return Encoded(document.ids[:tokens].astype(np.int64), document.bytes_of(0, tokens).astype(np.int64))
+    def encode(self, text: bytes) -> Encoded:
+        """Token ids of `text` and the bytes of each, in the corpus' tokens."""
+        return bytes_as_tokens(text) if self.tokens.reads_bytes else Encoded(*tokens_of(self._tokenizer, text))
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.tokens.tokenizer()
+
+    def _bytes(self, tokens: int) -> int:
+        """So many tokens of the test documents in bytes, which conventions count in."""
+        return round(tokens * self.tokens.bytes_a_token("test"))
+
+    @property
+    def _trained_bytes(self) -> int | None:
+        length = self.train_length()
+        return None if length is None else self._bytes(length)
+
+    def encode_within_limit(self, text: bytes) -> Encoded:
+        """As far as the model may be asked in one go."""
+        return self.encode(text)
 
     def train_length(self) -> int | None:
         """Tokens of the sequences that the model was trained on, where that is known."""
@@ -77,14 +98,15 @@ class Session(ABC):
     def position(self) -> PositionCurve:
         """The position curve over the test documents."""
         return position_curve(
-            self.score(), self.encode, self._documents(), self.config.max_length, self.train_length(),
-            self.job.folder / "nll.parquet", self.config.run_folder, self._advance(),
+            self.score(), self.encode_within_limit, self._documents(), self._bytes(self.config.max_length),
+            self._trained_bytes, self.job.folder / "nll.parquet", self.config.run_folder, self._advance(),
         )  # fmt: skip
 
     def fixed_target(self) -> FixedTarget:
         """The same targets of the test documents at every context."""
         return fixed_target(
-            self.score(), self._documents(), self.config.max_length, self.config.measure.targets, self.train_length(),
+            self.score(), self.encode, self._documents(), self._bytes(self.config.max_length),
+            self.config.measure.targets, self._trained_bytes,
             self.job.folder / "fixed_target.parquet", self.config.run_folder, self._advance(),
         )  # fmt: skip
 
@@ -92,8 +114,9 @@ class Session(ABC):
         """The test documents read through a window."""
         size = self.config.measure.window or self.config.train.length
         return windowed(
-            self.score(), self._documents(), self.config.max_length, size, self.config.measure.stride or size,
-            self.train_length(), self.job.folder / "window.parquet", self.config.run_folder, self._advance(),
+            self.score(), self.encode, self._documents(), self._bytes(self.config.max_length), self._bytes(size),
+            self._bytes(self.config.measure.stride or size), self._trained_bytes, self.job.folder / "window.parquet",
+            self.config.run_folder, self._advance(),
         )  # fmt: skip
 
     def _documents(self) -> Sequence[TokenDocument]:
@@ -135,7 +158,6 @@ class ModelSession(Session):
         super().__init__(job, progress)
         assert job.family is not None
         self.family = job.family
-        self.scenarios: dict[Shape, Scenario] = {}
 
     @property
     def checkpoint(self) -> Path:
@@ -166,6 +188,10 @@ class ModelSession(Session):
         step = TrainStepScenario(baseline, self.job.device, self.config.train, self._autocast)
         step.prepare()
         return self.config.train.steps * sum(step.turn(CpuClock()))
+
+    @property
+    def _autocast(self) -> bool:
+        return self.config.runtime.dtype == "bfloat16"
 
     def train_length(self) -> int | None:
         """The recipe's length, or what a loaded checkpoint of ours says."""
@@ -221,26 +247,20 @@ class ModelSession(Session):
         """Nats of each token by the model."""
 
         def score(rows: np.ndarray, targets: int) -> np.ndarray:
+            require_within_limit(self.baseline, rows.shape[1])
             ids = torch.from_numpy(rows.astype(np.int64)).to(self.job.device)
             return self.measured.score(ids, targets=targets).float().cpu().numpy()
 
         return score
 
-    def encode(self, document: TokenDocument, tokens: int) -> Encoded:
-        """As the model reads that text, up to the end of its context."""
-        brings = self.baseline.tokenizer is not None
-        ids, sizes = self.baseline.encode(document.text(tokens)) if brings else super().encode(document, tokens)
+    def encode(self, text: bytes) -> Encoded:
+        """As the model reads `text`: in its own tokens, or the corpus'."""
+        return super().encode(text) if self.baseline.tokenizer is None else self.baseline.encode(text)
+
+    def encode_within_limit(self, text: bytes) -> Encoded:
+        """As the model reads `text`, up to the end of its context."""
+        ids, sizes = self.encode(text)
         return Encoded(ids[: self.baseline.context_limit], sizes[: self.baseline.context_limit])
-
-    def fixed_target(self) -> FixedTarget:
-        """As `Session`, of a model that reads bytes."""
-        self._needs_bytes("fixed_target")
-        return super().fixed_target()
-
-    def window(self) -> Window:
-        """As `Session`, of a model that reads bytes."""
-        self._needs_bytes("window")
-        return super().window()
 
     def _needs_bytes(self, measurement: str) -> None:
         if self.baseline.tokenizer is not None:
@@ -286,31 +306,19 @@ class ModelSession(Session):
         """The implementation that the last forward ran on."""
         return self.measured.kernel_path if "measured" in vars(self) else self.baseline.kernel_path
 
+    @cached_property
+    def stand(self) -> Stand:
+        """Where the model is timed."""
+        return Stand(self.baseline, self.measured, self.config, self.job.device)
+
     def warm(self, shape: Shape) -> None:
         """Prepare and warm a scenario."""
-        self.scenarios[shape] = self._scenario(shape)
-        self.scenarios[shape].warm()
-
-    def _scenario(self, shape: Shape) -> Scenario:
-        measure, device = self.config.measure, self.job.device
-        asked = shape.length + (measure.decode_tokens if shape.kind == "decode" else 0)
-        limit = self.baseline.context_limit
-        if limit is not None and asked > limit:
-            raise Unsupported(f"{asked} tokens: the model's context ends at {limit}")
-        if shape.kind == "prefill":
-            return PrefillScenario(self.measured, device, shape.batch, shape.length)
-        if shape.kind == "decode":
-            return DecodeScenario(self.measured, device, shape.batch, shape.length, measure.decode_tokens)
-        return TrainStepScenario(self.baseline, device, self.config.train, self._autocast)
-
-    @property
-    def _autocast(self) -> bool:
-        return self.config.runtime.dtype == "bfloat16"
+        self.stand.warm(shape)
 
     def turn(self, shape: Shape) -> list[float]:
         """Seconds of one turn of a warmed scenario."""
-        return self.scenarios[shape].take_turn(clock_for(self.job.device))
+        return self.stand.turn(shape)
 
-    def values(self, shape: Shape) -> Values:
+    def values(self, shape: Shape) -> Timed:
         """All that was measured of a scenario, which is then let go."""
-        return self.scenarios.pop(shape).values()
+        return self.stand.values(shape)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness import statistics
-from harness.records import Decode, FixedTarget, PositionCurve, Prefill, Training, TrainStep, Window
+from harness.records import FixedTarget, PositionCurve, Training, Window
 from harness.report import formats
 from harness.report.collect import Run
 from harness.report.contexts import Contexts
@@ -22,10 +22,9 @@ from harness.report.curves import Scores, read_scores
 from harness.report.formats import Interval
 from harness.report.summary import LOG2, at, bits, exponential
 from harness.report.tables import Column, Table
-from harness.report.timings import at_of
+from harness.report.timings import KINDS, Kind, at_of
 from harness.statistics import Floats
 
-TIMED: tuple[type[TrainStep] | type[Prefill] | type[Decode], ...] = (TrainStep, Prefill, Decode)
 LAST = 0.1
 """Share of the training tokens over which the closing loss is taken."""
 
@@ -151,7 +150,7 @@ def closing_loss(values: Training) -> float:
 def speed(a: Run, b: Run) -> Table:
     """Median time of every shape that both runs timed, and the ratio; peak memory alike."""
     rows: list[dict[str, Any]] = []
-    for kind in TIMED:
+    for kind in KINDS:
         for name in [name for name in a.models if name in b.models]:
             one, other = _pooled(a, kind, name), _pooled(b, kind, name)
             for shape in [shape for shape in one if shape in other]:
@@ -187,9 +186,7 @@ def ratio_of_medians(before: Floats, after: Floats) -> Interval:
     return Interval(ratio, ratio - half, ratio + half)
 
 
-def _pooled(
-    run: Run, kind: type[TrainStep] | type[Prefill] | type[Decode], name: str
-) -> dict[tuple[int, int], tuple[Floats, int | None]]:
+def _pooled(run: Run, kind: Kind, name: str) -> dict[tuple[int, int], tuple[Floats, int | None]]:
     """Seconds of all seeds and the largest peak bytes, by length or context and batch."""
     seconds: dict[tuple[int, int], list[float]] = {}
     peaks: dict[tuple[int, int], int] = {}

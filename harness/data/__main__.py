@@ -48,8 +48,7 @@ def tokenise_corpus(composed: DictConfig) -> int:
     table = Table("", *SPLITS)
     for kind in ("documents", "tokens", "bytes"):
         table.add_row(kind, *(f"{store.total(kind, split):,}" for split in SPLITS))
-    ratios = (store.total("bytes", split) / store.total("tokens", split) for split in SPLITS)
-    table.add_row("bytes a token", *(f"{ratio:.3f}" for ratio in ratios))
+    table.add_row("bytes a token", *(f"{store.bytes_a_token(split):.3f}" for split in SPLITS))
     console.print(table)
     seconds = time.perf_counter() - started
     console.print(f"{store.folder}: vocabulary {store.vocab_size:,}; {seconds:.1f} s", highlight=False, soft_wrap=True)

@@ -49,6 +49,11 @@ class TokenDocument:
     sizes: NDArray[np.uint32] | None = None
     characters: NDArray[np.uint8] | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of the whole text."""
+        return len(self.ids if self.characters is None else self.characters)
+
     def text(self, tokens: int | None = None) -> bytes:
         """The bytes of the first `tokens` tokens (None: of all)."""
         if self.sizes is None or self.characters is None:
@@ -104,6 +109,10 @@ class TokenStore:
     def reads_bytes(self) -> bool:
         """Whether each byte is a token."""
         return bool(self._index["tokenizer"] == BYTES)
+
+    def bytes_a_token(self, split: Split) -> float:
+        """Bytes of text a token, the mean of a split."""
+        return self.total("bytes", split) / self.total("tokens", split)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, for what needs one beside a model: `generate`, lm-eval."""

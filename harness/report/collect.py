@@ -32,17 +32,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """A measurement that did not come about; `at` is the length or context it was tried at, where the row says so."""
+    """A measurement that did not come about; `at` and `batch` are the shape it was tried at, where the row says so."""
 
     kind: str
     model: str
     status: str
     at: int | None
     message: str
+    batch: int = 0
 
     def __str__(self) -> str:
-        """Such as 'mamba: oom at 8192'."""
+        """Such as 'mamba: oom at 8192', or 'mamba: oom at 8192 × 8' of eight rows."""
         where = f" at {self.at}" if self.at is not None else ""
+        where += f" × {self.batch}" if where and self.batch > 1 else ""
         reason = "" if self.at is not None or not self.message else f" ({self.message})"
         return f"{self.model}: {self.status}{where}{reason}"
 
@@ -144,4 +146,5 @@ def _ordered(models: set[str], records: list[Record]) -> list[str]:
 
 def _failure(record: Record) -> Failure:
     lines = record.message.strip().splitlines()
-    return Failure(record.kind, record.model, record.status, record.length or None, lines[0][:160] if lines else "")
+    line = lines[0][:160] if lines else ""
+    return Failure(record.kind, record.model, record.status, record.length or None, line, record.batch)

@@ -30,9 +30,10 @@ from harness.report.conditions import conditions, gate, job, provenance, tuning
 from harness.report.contexts import Contexts
 from harness.report.cost import quality_against_cost
 from harness.report.curves import Curves
-from harness.report.details import all_buckets, all_diagnostics, all_timings, seeds
+from harness.report.details import all_buckets, all_diagnostics, seeds
 from harness.report.figures import draw
 from harness.report.figures.axes import Drawn
+from harness.report.latency import all_timings, decode_by_batch
 from harness.report.likeness import require_alike
 from harness.report.pooling import config_of
 from harness.report.recall import Recall, recall, recall_cells
@@ -95,8 +96,8 @@ def make_tables(
 ) -> list[Table]:
     """Every table that the records allow, in the order of the page."""
     made = [
-        summary(run, curves), *against(compared),
-        quality_against_cost(run, curves), context_gain(run, contexts), differences(run, curves),
+        summary(run, curves), *against(compared), quality_against_cost(run, curves), decode_by_batch(run),
+        context_gain(run, contexts), differences(run, curves),
         significance(run, curves), conventions(run, curves), dynamic(run, adapting), recall(recalled),
         benchmarks(run), seeds(run, curves), gate(run), conditions(run), tuning(run), job(run), provenance(run),
         all_buckets(curves), all_timings(run), recall_cells(recalled), all_diagnostics(run),

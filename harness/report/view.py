@@ -13,7 +13,10 @@ from pathlib import Path
 
 from harness.report.collect import Run
 
-FIGURES = ("perplexity", "fixed-target", "prefill", "decode", "training", "quality-cost", "adapting")
+FIGURES = (
+    "perplexity", "fixed-target", "prefill", "first-token", "decode", "decode-batch", "training", "quality-cost",
+    "adapting",
+)  # fmt: skip
 """Those whose axes can be chosen."""
 SCALES = ("log", "linear")
 SMOOTH = 0.05

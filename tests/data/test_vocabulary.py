@@ -5,19 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from harness.config import RunConfig
 from harness.data.config import DataConfig
 from harness.data.documents import Document
 from harness.data.tokenizer import load_tokenizer
 from harness.data.tokens import TokenStore
 from harness.data.vocabulary import Vocabulary
-from harness.measure.fixed_target import fixed_target
-from harness.measure.position import position_curve
-from harness.measure.window import windowed
+from harness.jobs import Job
+from harness.measure.config import MeasureConfig
 from harness.report.curves import read_scores
+from harness.session import FloorSession
+from harness.train.config import TrainConfig
 from tests.data.corpora import TEXT, bpe, lines_of, llama_like
 
 TEXTS = [TEXT[i:] + TEXT * (i % 3) + str(i) for i in range(30)]
@@ -77,37 +80,32 @@ def test_the_tokenizer_lies_beside_the_tokens(store: TokenStore, path: Path) -> 
     assert tokenizer.eos_token_id == Vocabulary.named(str(path)).end
 
 
-def test_losses_are_per_byte_of_the_text(store: TokenStore, tmp_path: Path) -> None:
-    """A score of one nat a token is, per byte, tokens / bytes, under each convention."""
-    documents, file = store.documents("test"), tmp_path / "nll.parquet"
-
-    def one(rows: np.ndarray, targets: int) -> np.ndarray:
-        return np.ones((len(rows), targets))
-
-    def encode(document: object, tokens: int) -> object:
-        return type("Encoded", (), {"ids": document.ids[:tokens], "sizes": document.bytes_of(0, tokens)})  # type: ignore[attr-defined]
-
-    tail, rest = (one, documents, 20), (8, file, tmp_path, lambda done, total: None)
-    curve = position_curve(one, encode, *tail[1:], *rest)  # type: ignore[arg-type]
-    text = sum(len(document.text(20)) for document in documents)
-    read = sum(min(len(document.ids), 20) for document in documents)
-    assert (curve.bytes, curve.max_length, curve.train_length) == (
-        text,
-        round(20 * text / read),
-        round(8 * text / read),
-    )
-    first = [int(document.bytes_of(0, 1)[0]) for document in documents]
-    for values in (curve, windowed(*tail, 6, 6, *rest)):  # type: ignore[arg-type]
-        scores = read_scores(file)
-        assert values.tokens == read - len(documents)
+def test_losses_are_per_byte_of_the_text(store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score of one nat a token is, per byte, tokens / bytes, under each convention; lengths are bytes."""
+    train, measure = TrainConfig(length=8, tokens=64, batch_size=1), MeasureConfig(max_length=20, window=6, targets=16)
+    config = RunConfig(train=train, folder=str(tmp_path), measure=measure)
+    monkeypatch.setattr(FloorSession, "train_length", lambda self: 8)
+    session = FloorSession(Job("2-gram", 0, None, config, "cpu", store.folder), lambda told: None)
+    monkeypatch.setattr(session, "score", lambda: lambda rows, targets: np.ones((len(rows), targets)))
+    documents, ratio = store.documents("test"), store.bytes_a_token("test")
+    assert ratio > 1.1
+    for document in documents:
+        ids, sizes = session.encode(document.text())
+        assert ids.tolist() == document.ids.tolist()
+        assert sizes.tolist() == document.bytes_of(0, len(ids)).tolist()
+    limit = round(20 * ratio)
+    curve = session.position()
+    assert (curve.max_length, curve.train_length) == (limit, round(8 * ratio))
+    assert curve.bytes == sum(min(document.size, limit) for document in documents)
+    for values in (curve, session.window()):
+        scores = read_scores(tmp_path / values.nll_file)
+        first = [int(document.bytes_of(0, 1)[0]) for document in documents]
         assert np.nansum(scores.nll) == pytest.approx(values.tokens - first.count(0))  # a mark alone is before byte 0
-        assert np.nansum(scores.scored) == text - sum(max(size, 1) for size in first)
-    import pyarrow.parquet as pq
-
-    fixed_target(*tail, 16, *rest)  # type: ignore[arg-type]
-    for row in pq.read_table(file).to_pylist():
-        document = next(d for d in documents if d.name == row["document"])
-        assert row["target_bytes"] == document.bytes_of(row["start"], row["start"] + 16).tolist()
+        assert np.nansum(scores.scored) > 0.8 * curve.bytes
+    fixed = session.fixed_target()
+    table = pq.read_table(tmp_path / fixed.nll_file).to_pylist()
+    assert {sum(row["target_bytes"]) for row in table} == {16}
+    assert max(row["context"] for row in table) <= limit
 
 
 def test_a_folder_names_its_own_end_and_the_widest_vocabulary_takes_four_bytes(tmp_path: Path) -> None:

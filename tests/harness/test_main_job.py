@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from baselines.registry import find
 from harness.config import RunConfig
 from harness.measure.config import MeasureConfig
-from harness.records import Finish, Record, RecordStore, Training
+from harness.records import Decode, Finish, Record, RecordStore, Training
 from harness.run import own_folder, run
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +36,10 @@ def small(config: RunConfig) -> RunConfig:
         prefill_lengths=[32, 64],
         decode_contexts=[16],
         decode_tokens=2,
+        decode_batches=[1],
         repeats=3,
         seconds=0.0,
+        max_load=math.inf,
     )
     return config
 
@@ -55,7 +58,8 @@ def test_every_measurement_becomes_a_row_with_its_provenance(small: RunConfig) -
     assert set(found) == {
         ("training", "gru", 0), ("gate", "gru", 0), ("position", "gru", 0), ("position", "2-gram", 0),
         ("fixed_target", "gru", 0), ("fixed_target", "2-gram", 0), ("window", "gru", 0), ("window", "2-gram", 0),
-        ("train_step", "gru", 32), ("prefill", "gru", 32), ("prefill", "gru", 64), ("decode", "gru", 16),
+        ("train_step", "gru", 32), ("prefill", "gru", 32), ("prefill", "gru", 64), ("first_token", "gru", 32),
+        ("first_token", "gru", 64), ("decode", "gru", 16),
         ("diagnostics", "gru", 0), ("finish", "", 0),
     }  # fmt: skip
     for row in found.values():
@@ -71,9 +75,16 @@ def test_every_measurement_becomes_a_row_with_its_provenance(small: RunConfig) -
     assert min(finish.cpu_parts.values()) > 0
     assert found["train_step", "gru", 32].batch == small.train.batch_size
     assert found["decode", "gru", 16].provenance["models"] == ["gru"]
-    assert len(found["decode", "gru", 16].values.seconds) == 4  # type: ignore[union-attr]
+    decode = found["decode", "gru", 16].values
+    assert isinstance(decode, Decode)
+    assert (decode.turns, len(decode.seconds)) == (3, 6)
+    assert decode.drift is not None
+    assert decode.joules_per_token is None
     assert found["prefill", "gru", 64].conditions.kernel_path == "torch"
-    assert found["prefill", "gru", 64].conditions.load_average is not None
+    assert None not in (
+        found["prefill", "gru", 64].conditions.load_average,
+        found["prefill", "gru", 64].conditions.load_average_after,
+    )
 
 
 def test_what_is_done_is_not_done_again(small: RunConfig) -> None:

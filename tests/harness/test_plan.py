@@ -139,11 +139,9 @@ def test_what_is_read_is_what_the_conventions_read(tmp_path: Path) -> None:
     )
     config = RunConfig(measure=measure, train=TrainConfig(tokens=1024, length=64))
     chosen, rest = documents[:5], (tmp_path, lambda done, total: None)
-    position_curve(
-        score, lambda document, tokens: bytes_as_tokens(document.text(tokens)), chosen, 512, 64, tmp_path / "a", *rest
-    )  # fmt: skip
-    fixed_target(score, chosen, 512, measure.targets, 64, tmp_path / "b", *rest)
-    windowed(score, chosen, 512, 15, 9, 64, tmp_path / "c", *rest)
+    position_curve(score, bytes_as_tokens, chosen, 512, 64, tmp_path / "a", *rest)
+    fixed_target(score, bytes_as_tokens, chosen, 512, measure.targets, 64, tmp_path / "b", *rest)
+    windowed(score, bytes_as_tokens, chosen, 512, 15, 9, 64, tmp_path / "c", *rest)
     assert scoring_reads(config, lengths) == seen
 
 

@@ -17,6 +17,7 @@ from harness.records import (
     Decode,
     Dynamic,
     Finish,
+    FirstToken,
     FixedTarget,
     Gate,
     LmEval,
@@ -206,10 +207,15 @@ def _add_timing(store: RecordStore, name: str, seed: int) -> None:
             length,
             path,
         )
-    for context in (256, 1024, 2048):
-        latency = 0.0021 + (7e-7 * context if name == "transformer" else 5e-4 * index)
-        state = 2 * 4 * 4 * 128 * context if name == "transformer" else 40_960 * (index + 1)
-        _add(store, name, seed, Decode(1, context, repeats(latency, 64), state, 10**6), context, path)
+        answer = FirstToken(1, length, repeats(seconds + 0.002, 5), 10**8, turns=5, drift=1.01, trend_p=0.8)
+        _add(store, name, seed, answer, length, path)
+    for batch, context in ((1, 256), (1, 1024), (1, 2048), (8, 1024), (8, 2048)):
+        latency = (0.0021 + (7e-7 * context if name == "transformer" else 5e-4 * index)) * (0.7 + 0.3 * batch)
+        state = batch * (2 * 4 * 4 * 128 * context if name == "transformer" else 40_960 * (index + 1))
+        timed = Decode(batch, context, repeats(latency, 64), state, 10**6 * batch, turns=4, drift=1.02, trend_p=0.5)
+        if name == "mamba" and batch == 8 and context == 2048:
+            timed.drift, timed.trend_p = 1.234, 0.001
+        _add(store, name, seed, timed, context, path)
 
 
 def _add(

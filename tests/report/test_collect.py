@@ -51,7 +51,7 @@ def test_a_failure_at_one_batch_leaves_the_others(tmp_path: Path) -> None:
     store.append(Record("prefill", "mamba", "mamba", 0, "oom", length=512, batch=8))
     found = collect([tmp_path])
     assert [row.record.values.batch for row in found.rows if isinstance(row.record.values, Prefill)] == [1]
-    assert [str(failure) for failure in found.failures()] == ["mamba: oom at 512"]
+    assert [str(failure) for failure in found.failures()] == ["mamba: oom at 512 × 8"]
 
 
 def test_models_stand_in_the_order_of_the_last_command(tmp_path: Path) -> None:

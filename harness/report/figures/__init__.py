@@ -18,7 +18,7 @@ from harness.report.curves import Curves
 from harness.report.figures.adapting import dynamic
 from harness.report.figures.against import against
 from harness.report.figures.axes import Drawn
-from harness.report.figures.cost import decode, prefill
+from harness.report.figures.cost import decode, decode_batch, first_token, prefill
 from harness.report.figures.diagnostics import diagnostics
 from harness.report.figures.quality import fixed_target, position
 from harness.report.figures.recall import recall_map, recall_slices
@@ -39,8 +39,9 @@ def draw(
     with matplotlib.style.context(STYLE, after_reset=True):
         made = [
             *against(compared), position(run, curves, view), fixed_target(run, contexts, view), prefill(run, view),
-            decode(run, view), training(run, curves, view), quality_cost(run, curves, view),
-            dynamic(run, adapting, view), recall_slices(run, recalled), recall_map(run, recalled), diagnostics(run),
+            first_token(run, view), decode(run, view), decode_batch(run, view), training(run, curves, view),
+            quality_cost(run, curves, view), dynamic(run, adapting, view), recall_slices(run, recalled),
+            recall_map(run, recalled), diagnostics(run),
         ]  # fmt: skip
         drawn = [figure for figure in made if figure is not None]
         for figure in drawn:

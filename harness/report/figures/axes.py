@@ -7,7 +7,7 @@ overlap, and a thin line then leads from a label to its curve.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
-from harness.report.collect import Run
+from harness.report.collect import Failure, Run
 from harness.report.style import GREY, looks, readable
 from harness.report.view import View
 from harness.statistics import Floats
@@ -218,9 +218,15 @@ def spread(wanted: Floats, gap: float, low: float, high: float) -> Floats:
     return placed
 
 
-def mark_failures(figure: Figure, panels: Sequence[Axes], run: Run, kind: str) -> None:
-    """A cross on each panel's upper edge where a measurement failed, and a line below the panels that says which."""
-    failures, look = run.absences(kind), looks(run.models)
+def mark_failures(
+    figure: Figure, panels: Sequence[Axes], run: Run, kind: str, shown: Callable[[Failure], bool] = lambda _: True
+) -> None:
+    """A cross on each panel's upper edge where a measurement failed, and a line below the panels that says which.
+
+    Of the failures of this kind only those that are `shown` here.
+    """
+    failures = [failure for failure in run.absences(kind) if failure.kind != kind or shown(failure)]
+    look = looks(run.models)
     if not failures:
         return
     for ax in panels:
@@ -231,5 +237,5 @@ def mark_failures(figure: Figure, panels: Sequence[Axes], run: Run, kind: str) -
                     markeredgewidth=1.2, color=look[failure.model].color if failure.model in look else GREY,
                 )  # fmt: skip
     texts = [str(f) if f.kind == kind else f"{f.model}: {f.kind} {f.status}" for f in failures]
-    shown = [text[:60] for text in texts[:4]] + (["…"] if len(texts) > 4 else [])
-    figure.supxlabel("× not measured: " + "; ".join(shown), fontsize=7, color=GREY)
+    told = [text[:60] for text in texts[:4]] + (["…"] if len(texts) > 4 else [])
+    figure.supxlabel("× not measured: " + "; ".join(told), fontsize=7, color=GREY)
