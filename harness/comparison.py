@@ -14,6 +14,7 @@ from typing import Any, Self
 from harness.config import RunConfig
 from harness.data.tokens import TokenStore
 from harness.jobs import Job
+from harness.locks import hold
 from harness.order import LEAST_STEPS, training_costs
 from harness.progress import Display
 from harness.provenance import provenance
@@ -86,6 +87,13 @@ class Comparison:
 
     def _tune(self) -> None:
         """Train every model at every rate of the grid, where that has not been done, and choose."""
+        if self.config.train.rates:
+            with hold(self.config.run_folder / ".tuning"):  # the first seed chooses for all, also of those beside it
+                for row in self.store:
+                    self._remember(row)
+                self._choose()
+
+    def _choose(self) -> None:
         grids = {name: grid(self.config, name) for name in self.config.model if name not in self.tuned}
         steps = {tried: ["obtain"] for rates in grids.values() if len(rates) > 1 for tried in rates}
         if not steps:

@@ -59,11 +59,13 @@ class RunConfig:
         return self.measure.max_length or 8 * self.train.length
 
     def identity(self) -> dict[str, Any]:
-        """What makes this comparison this one: all but the seed, the place, the report, and how many processes work."""
+        """What makes this comparison this one: all but the seed, the place, the report, how processes share work."""
         plain = dataclasses.asdict(self)
         for key in ("seed", "output", "folder", "allow_unlike", "reference"):
             del plain[key]
-        del plain["runtime"]["workers"], plain["data"]["processes"]
+        for key in ("workers", "engine", "micro_batch", "activation_checkpointing"):
+            del plain["runtime"][key]
+        del plain["data"]["processes"]
         return plain
 
     @property

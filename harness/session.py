@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -54,6 +55,7 @@ from harness.records import (
     Window,
 )
 from harness.train.checkpoint import finished_training, save_checkpoint
+from harness.train.engine import peers, whole_weights
 from harness.train.loop import Trainer
 
 Progress = Callable[[dict[str, Any]], None]
@@ -204,12 +206,18 @@ class ModelSession(Session):
         baseline = model_class.build(self.family, self.tokens.vocab_size)
         recipe = self.config.train
         batches = training_batches(self.tokens, recipe.length, recipe.batch_size, self.config.seed)
-        trainer = Trainer(baseline, batches, recipe, self.job.folder / "resume.pt", accelerator, self.progress)
-        training = trainer.run()
+        resume = self.job.folder / "resume"
+        with peers():
+            trainer = Trainer(baseline, batches, recipe, self.config.runtime, resume, accelerator, self.progress)
+            training = trainer.run()
+            weights = whole_weights(baseline.model)
         training.checkpoint = str(self.checkpoint.relative_to(self.config.run_folder))
         if accelerator.is_main_process:
+            if weights is not None:
+                baseline = model_class.build(self.family, self.tokens.vocab_size)
+                baseline.model.load_state_dict(weights)
             save_checkpoint(self.checkpoint, lambda folder: self._save(baseline, folder), training)
-            (self.job.folder / "resume.pt").unlink(missing_ok=True)
+            shutil.rmtree(resume, ignore_errors=True)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return training

@@ -32,8 +32,6 @@ class Timing:
 
     def run(self) -> None:
         """Time what has no good row yet: all shapes of all models warmed first, then in turn."""
-        if not self.config.measure.timing:
-            return
         comparison, display = self.comparison, self.comparison.display
         with comparison.part("timing"):
             waiting = {shape: self._to_time(shape) for shape in shapes(self.config)}

@@ -52,7 +52,8 @@ def obtain(config: DataConfig, root: Path, advance: Advance) -> Path:
             building = tokens / f".building-{key}"
             key, contents = _tokenised(building, key, parts or parts_of(config), vocabulary, config, advance)
             folder = _known(tokens, key) or _finished(building, contents, tokenizer, vocabulary, config)
-            shutil.rmtree(building, ignore_errors=True)
+            if building.exists():
+                shutil.rmtree(building)
             write_file(tokens / f".known-{key}", [folder.name.encode()])
         return folder
 
@@ -61,7 +62,6 @@ def _tokenised(
     building: Path, key: str, parts: Sequence[Part], vocabulary: Vocabulary, config: DataConfig, advance: Advance
 ) -> tuple[str, list[Contents]]:
     """What the shards of the corpus hold, and its key; if it is one block whose key is known, nothing is written."""
-    building.mkdir(exist_ok=True)
     have = written(building)
     if len(have) < 2:  # perhaps all of a small corpus, which is always read again
         have = {}
@@ -72,7 +72,9 @@ def _tokenised(
             key = _key(config, vocabulary, _hashes(first[0]))
             if _known(building.parent, key):
                 return key, []
+            building.mkdir(exist_ok=True)
             return key, [shard_of(building, first[0], vocabulary, config)]
+        building.mkdir(exist_ok=True)
         size = sum(part.size for part in parts)
         have |= in_processes(_after(first, stream), size, building, vocabulary, config, advance)
     except OSError as error:

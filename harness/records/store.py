@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from harness.records.rows import Record, from_json, to_json
 
 
 class RecordStore:
-    """The `records.jsonl` of one run folder: appended to by one process, read by any."""
+    """The `records.jsonl` of one run folder: appended to and read by any process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -22,6 +23,8 @@ class RecordStore:
         """Add one row and flush it to disk; a row torn by an earlier kill is closed first."""
         line = to_json(record) + "\n"
         with self.path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0, os.SEEK_END)
             if file.tell() and not self._ends_whole(file):
                 line = "\n" + line
             file.write(line.encode())

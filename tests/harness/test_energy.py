@@ -83,7 +83,7 @@ def test_a_prefills_joules_are_shared_by_its_tokens(board: Callable[..., Board],
     found = board()
     found.watch(gru)
     scenario = PrefillScenario(gru, "cpu", batch=2, length=5)
-    scenario.warm()
+    scenario.prepare()
     read = board_joules("cuda")
     assert read is not None
     joules = joules_per_token(scenario.repeat, read, 3.0, torch.cuda.synchronize, lambda: found.now)
@@ -95,7 +95,7 @@ def test_reading_the_context_is_no_part_of_a_steps_joules(board: Callable[..., B
     found = board()
     found.watch(gru)
     scenario = DecodeScenario(gru, "cpu", batch=2, length=9, tokens=3)
-    scenario.warm()
+    scenario.prepare()
     scenario.state = None  # as on a GPU: the context is read anew
     read = board_joules("cuda")
     assert read is not None

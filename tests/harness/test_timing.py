@@ -261,3 +261,17 @@ def test_a_worker_without_a_turn_sleeps(tmp_path: Path) -> None:
     assert process.is_alive()
     process.kill()
     process.join()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decode_batches": [1, 0]}, r"measure.decode_batches is \[1, 0\]: batches must be at least 1"),
+        ({"prefill_lengths": [0]}, r"measure.prefill_lengths is \[0\]: lengths must be at least 1"),
+        ({"max_load": -1.0}, r"measure.max_load is -1.0: must be a number of cores, 0 or more, or null"),
+        ({"max_load": math.nan}, "measure.max_load is nan"),
+    ],
+)
+def test_impossible_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MeasureConfig(**options)
