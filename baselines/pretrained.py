@@ -8,19 +8,18 @@ come from safetensors or GGUF alone, and code that lies beside the weights runs 
 
 from __future__ import annotations
 
-import codecs
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from baselines.config import FamilyConfig, SizeConfig
+from baselines.encoding import tokens_of
 from baselines.interface import Encoded, Mode, SequenceModel, State
 
 CACHES = ("past_key_values", "cache_params")
@@ -105,17 +104,7 @@ class Pretrained(SequenceModel):
 
         Bytes that no token shows, such as white space that the tokenizer drops, count with the token after them.
         """
-        try:
-            characters = codecs.getincrementaldecoder("utf-8")().decode(text)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"a model with a tokenizer reads UTF-8, and this text is none: {error.reason}") from None
-        found = self.tokenizer(characters, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ends = np.maximum.accumulate(np.array([end for _, end in found["offset_mapping"]], dtype=np.int64))
-        widths = np.array([len(character.encode()) for character in characters], dtype=np.int64)
-        completes = np.append(ends[1:] > ends[:-1], True)[: len(ends)]
-        sizes = np.zeros_like(ends)
-        sizes[completes] = np.diff(np.concatenate([[0], np.cumsum(widths)])[ends[completes]], prepend=0)
-        return Encoded(np.array(found["input_ids"], dtype=np.int64), sizes)
+        return Encoded(*tokens_of(self.tokenizer, text))
 
     def prefill(self, input_ids: Tensor, state: State | None = None, logits_to_keep: int = 1) -> tuple[Tensor, State]:
         """As in `SequenceModel`, under the names that this model has for its state."""

@@ -65,6 +65,7 @@ class RunConfig:
             del plain[key]
         for key in ("workers", "engine", "micro_batch", "activation_checkpointing"):
             del plain["runtime"][key]
+        del plain["data"]["processes"]
         return plain
 
     @property

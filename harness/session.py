@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
 from baselines.config import Unsupported
+from baselines.encoding import tokens_of
 from baselines.interface import Encoded, SequenceModel, bytes_as_tokens
 from baselines.registry import find
-from harness.data.batches import Batches
+from harness.data.batches import training_batches
 from harness.data.ngram import NGram
-from harness.data.tokenizer import byte_tokenizer
 from harness.data.tokens import TokenDocument, TokenStore
 from harness.gate import run_gate
 from harness.jobs import Job, Shape
@@ -72,8 +73,21 @@ class Session(ABC):
         """The function that scores token ids."""
 
     def encode(self, text: bytes) -> Encoded:
-        """Token ids of `text` and the bytes of each."""
-        return bytes_as_tokens(text)
+        """Token ids of `text` and the bytes of each, in the corpus' tokens."""
+        return bytes_as_tokens(text) if self.tokens.reads_bytes else Encoded(*tokens_of(self._tokenizer, text))
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.tokens.tokenizer()
+
+    def _bytes(self, tokens: int) -> int:
+        """So many tokens of the test documents in bytes, which conventions count in."""
+        return round(tokens * self.tokens.bytes_a_token("test"))
+
+    @property
+    def _trained_bytes(self) -> int | None:
+        length = self.train_length()
+        return None if length is None else self._bytes(length)
 
     def encode_within_limit(self, text: bytes) -> Encoded:
         """As far as the model may be asked in one go."""
@@ -86,27 +100,28 @@ class Session(ABC):
     def position(self) -> PositionCurve:
         """The position curve over the test documents."""
         return position_curve(
-            self.score(), self.encode_within_limit, self._documents(), self.config.max_length, self.train_length(),
-            self.job.folder / "nll.parquet", self.config.run_folder, self._advance(),
+            self.score(), self.encode_within_limit, self._documents(), self._bytes(self.config.max_length),
+            self._trained_bytes, self.job.folder / "nll.parquet", self.config.run_folder, self._advance(),
         )  # fmt: skip
 
     def fixed_target(self) -> FixedTarget:
         """The same targets of the test documents at every context."""
         return fixed_target(
-            self.score(), self.encode, self._documents(), self.config.max_length, self.config.measure.targets,
-            self.train_length(), self.job.folder / "fixed_target.parquet", self.config.run_folder, self._advance(),
+            self.score(), self.encode, self._documents(), self._bytes(self.config.max_length),
+            self.config.measure.targets, self._trained_bytes,
+            self.job.folder / "fixed_target.parquet", self.config.run_folder, self._advance(),
         )  # fmt: skip
 
     def window(self) -> Window:
         """The test documents read through a window."""
         size = self.config.measure.window or self.config.train.length
         return windowed(
-            self.score(), self.encode, self._documents(), self.config.max_length, size,
-            self.config.measure.stride or size, self.train_length(), self.job.folder / "window.parquet",
+            self.score(), self.encode, self._documents(), self._bytes(self.config.max_length), self._bytes(size),
+            self._bytes(self.config.measure.stride or size), self._trained_bytes, self.job.folder / "window.parquet",
             self.config.run_folder, self._advance(),
         )  # fmt: skip
 
-    def _documents(self) -> list[TokenDocument]:
+    def _documents(self) -> Sequence[TokenDocument]:
         return self.tokens.documents("test")[: self.config.measure.documents]
 
     def _advance(self) -> Advance:
@@ -189,9 +204,8 @@ class ModelSession(Session):
         accelerator = self._accelerator()
         torch.manual_seed(self.config.seed)
         baseline = model_class.build(self.family, self.tokens.vocab_size)
-        documents = self.tokens.documents("train")
         recipe = self.config.train
-        batches = Batches(documents, recipe.length, recipe.batch_size, self.config.seed)
+        batches = training_batches(self.tokens, recipe.length, recipe.batch_size, self.config.seed)
         resume = self.job.folder / "resume"
         with peers():
             trainer = Trainer(baseline, batches, recipe, self.config.runtime, resume, accelerator, self.progress)
@@ -215,10 +229,9 @@ class ModelSession(Session):
         precision = "bf16" if self._autocast else "no"
         return Accelerator(cpu=self.job.device == "cpu", mixed_precision=precision)
 
-    @staticmethod
-    def _save(baseline: SequenceModel, folder: Path) -> None:
+    def _save(self, baseline: SequenceModel, folder: Path) -> None:
         baseline.save(folder)
-        byte_tokenizer().save_pretrained(folder)
+        self.tokens.tokenizer().save_pretrained(folder)
 
     def _take(self, baseline: SequenceModel) -> None:
         torch.nn.Module.to(baseline.model, self.job.device).eval()
@@ -249,12 +262,12 @@ class ModelSession(Session):
         return score
 
     def encode(self, text: bytes) -> Encoded:
-        """As the model reads `text`."""
-        return self.baseline.encode(text)
+        """As the model reads `text`: in its own tokens, or the corpus'."""
+        return super().encode(text) if self.baseline.tokenizer is None else self.baseline.encode(text)
 
     def encode_within_limit(self, text: bytes) -> Encoded:
         """As the model reads `text`, up to the end of its context."""
-        ids, sizes = self.baseline.encode(text)
+        ids, sizes = self.encode(text)
         return Encoded(ids[: self.baseline.context_limit], sizes[: self.baseline.context_limit])
 
     def _needs_bytes(self, measurement: str) -> None:
@@ -289,7 +302,7 @@ class ModelSession(Session):
         from harness.measure.lmeval.tasks import evaluate
 
         return evaluate(
-            self.measured, byte_tokenizer(), self.config.tasks, self._documents(), self.job.folder / "tasks",
+            self.measured, self.tokens.tokenizer(), self.config.tasks, self._documents(), self.job.folder / "tasks",
             self.config.measure.task_limit,
         )  # fmt: skip
 

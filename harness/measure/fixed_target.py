@@ -56,14 +56,14 @@ def fixed_target(
 
     ValueError where too few documents are long enough, ArithmeticError where a score is not finite.
     """
-    contexts = contexts_up_to(longest, [len(document.ids) for document in documents])
+    contexts = contexts_up_to(longest, [document.size for document in documents])
     if not contexts:
         raise ValueError(f"fewer than {FEWEST_DOCUMENTS} test documents have {BLOCK} targets behind {BLOCK} tokens")
     blocks: list[tuple[Reading, int]] = []
     for document in documents:
-        places = block_starts(len(document.ids), contexts[-1], targets // BLOCK)
+        places = block_starts(document.size, contexts[-1], targets // BLOCK)
         if places:
-            reading = Reading.of(document.name, document.ids, encode)
+            reading = Reading.of(document.name, document.text(), encode)
             blocks += [(reading, start) for start in places]
     done, total = 0, len(blocks) * sum(context + BLOCK for context in contexts)
     names, starts, given, nlls, sizes = [], [], [], [], []

@@ -34,9 +34,9 @@ def position_curve(
     A score that is not finite is an ArithmeticError.
     """
     names, nlls, sizes, done, read = [], [], [], 0, 0
-    total = sum(min(len(document.ids), max_length) for document in documents)
+    total = sum(min(document.size, max_length) for document in documents)
     for document in documents:
-        text = document.ids[:max_length].tobytes()
+        text = document.text()[:max_length]
         encoded = encode(text)
         nlls.append(finite(score(encoded.ids[None], len(encoded.ids) - 1)[0], document.name, 0))
         sizes.append(encoded.sizes)

@@ -26,9 +26,9 @@ class Reading:
         self.starts = self.ends - encoded.sizes
 
     @classmethod
-    def of(cls, name: str, ids: NDArray[np.uint8], encode: Encode) -> Reading:
-        """The bytes `ids` [n] as a model reads them."""
-        return cls(name, encode(ids.tobytes()))
+    def of(cls, name: str, text: bytes, encode: Encode) -> Reading:
+        """A text as a model reads it."""
+        return cls(name, encode(text))
 
     def since(self, byte: int, before: int) -> int:
         """The first token that begins at `byte` or later, but at least one before the token `before`."""

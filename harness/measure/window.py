@@ -51,7 +51,7 @@ def windowed(
     """
     names, nlls, sizes = [], [], []
     for index, document in enumerate(documents):
-        reading = Reading.of(document.name, document.ids[:max_length], encode)
+        reading = Reading.of(document.name, document.text()[:max_length], encode)
         nlls.append(finite(_score_document(score, reading, window, stride), document.name, 0))
         sizes.append(reading.sizes)
         names.append(document.name)
@@ -74,7 +74,7 @@ def _score_document(score: Score, reading: Reading, window: int, stride: int) ->
     groups: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for begin, end, targets in windows(int(reading.ends[-1]), window, stride):
         first, last = np.searchsorted(reading.ends, (end + 1 - targets, end + 1), side="right")
-        if last > (first := max(int(first), 1)):
+        if last > (first := max(int(first), 1) if begin else 1):  # a first token may be a mark that has no bytes
             groups.setdefault((end - begin, targets), []).append((reading.since(begin, first), first, int(last)))
     for (size, _), places in groups.items():
         step = max(1, TOKENS_AT_ONCE // (size + 1))

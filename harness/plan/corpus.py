@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.config import RunConfig
-from harness.data.batches import Batches
-from harness.data.tokens import VOCAB_SIZE, TokenStore
+from harness.data.batches import training_batches
+from harness.data.tokens import TokenStore
+from harness.data.vocabulary import Vocabulary
 from harness.run import check_lengths
 
 
@@ -15,7 +16,7 @@ from harness.run import check_lengths
 class Corpus:
     """Counts of a token store; in `problem` why there is none, or why the run would not take it."""
 
-    vocab_size: int = VOCAB_SIZE
+    vocab_size: int = Vocabulary().size
     train_documents: int = 0
     train_tokens: int = 0
     epoch_tokens: int = 0
@@ -33,20 +34,20 @@ def corpus_of(config: RunConfig) -> Corpus:
         store = TokenStore.build(config.data, Path(config.output))
     except ValueError as error:
         return Corpus(problem=str(error))
-    train, test = store.documents("train"), store.documents("test")
     epoch, problem = 0, ""
     try:
         check_lengths(config, store)
-        windows = Batches(train, config.train.length, config.train.batch_size, config.seed).windows_per_epoch
-        epoch = windows * config.train.length
+        recipe = config.train
+        batches = training_batches(store, recipe.length, recipe.batch_size, config.seed)
+        epoch = batches.windows_per_epoch * recipe.length
     except ValueError as error:
         problem = str(error)
     return Corpus(
         store.vocab_size,
-        len(train),
-        sum(len(document.ids) for document in train),
+        store.total("documents", "train"),
+        store.total("tokens", "train"),
         epoch,
-        [len(document.ids) for document in test],
-        sum(path.stat().st_size for path in store.folder.iterdir()),
+        store.documents("test").lengths().tolist(),
+        sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file()),
         problem,
     )

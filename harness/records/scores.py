@@ -69,7 +69,7 @@ class Dynamic(Values):
     """Dynamic evaluation: NLL while the model adapts to each document, beside that of the same reading frozen.
 
     `nll_file` is written as that of `PositionCurve`, with a column `frozen_nll` more. Both readings saw each `segment`
-    of tokens with up to `context` tokens before it; the seconds are those of all documents.
+    of tokens with up to `context` tokens before it; lengths are in bytes; the seconds are those of all documents.
     """
 
     kind: ClassVar[str] = "dynamic"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.interface import SequenceModel
-from harness.data.batches import Batches
+from harness.data.batches import TrainingBatches
 from harness.records import Training
 from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
@@ -58,7 +58,7 @@ class Trainer:
     def __init__(
         self,
         baseline: SequenceModel,
-        batches: Batches,
+        batches: TrainingBatches,
         config: TrainConfig,
         runtime: RuntimeConfig,
         resume_folder: Path,

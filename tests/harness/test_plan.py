@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.config import FamilyConfig, SizeConfig, fit_to_size
+from baselines.interface import bytes_as_tokens
 from baselines.registry import find
 from harness.config import RunConfig
 from harness.data.tokens import TokenDocument
@@ -138,10 +139,9 @@ def test_what_is_read_is_what_the_conventions_read(tmp_path: Path) -> None:
     )
     config = RunConfig(measure=measure, train=TrainConfig(tokens=1024, length=64))
     chosen, rest = documents[:5], (tmp_path, lambda done, total: None)
-    encode = find("transformer").encode
-    position_curve(score, lambda text: encode(None, text), chosen, 512, 64, tmp_path / "a", *rest)  # type: ignore[arg-type]
-    fixed_target(score, chosen, 512, measure.targets, 64, tmp_path / "b", *rest)
-    windowed(score, chosen, 512, 15, 9, 64, tmp_path / "c", *rest)
+    position_curve(score, bytes_as_tokens, chosen, 512, 64, tmp_path / "a", *rest)
+    fixed_target(score, bytes_as_tokens, chosen, 512, measure.targets, 64, tmp_path / "b", *rest)
+    windowed(score, bytes_as_tokens, chosen, 512, 15, 9, 64, tmp_path / "c", *rest)
     assert scoring_reads(config, lengths) == seen
 
 
