@@ -177,7 +177,7 @@ class MambaMixer(modeling_mamba.MambaMixer):
             out = kernels.causal_conv(window, weight.squeeze(1), bias, activation="silu")
             return out[..., self.conv_kernel_size - 1 :].transpose(1, 2)
         if fits(x, CONVOLVE):
-            return convolve(*(at_least_float32(v) for v in (x, past, weight, bias)), silu=True).to(x.dtype)
+            return convolve(at_least_float32(x), at_least_float32(past), weight, bias, silu=True).to(x.dtype)
         return F.silu(causal_conv(torch.cat([past, x], dim=1), weight, bias)).to(x.dtype)
 
     def _scan(self, x: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -55,8 +55,9 @@ class _Convolution(torch.autograd.Function):
         x, past, w, bias, age = ctx.saved_tensors
         dx, dy, items = torch.empty_like(x), dy.contiguous(), len(x) * -(-x.shape[1] // CHUNK)
         dw, dbias = x.new_zeros(items, *w.shape), x.new_zeros(items, len(bias))
-        given: dict[str, Tensor | None] = {"past": past, "w": w, "bias": bias, "age": age}
-        _call("convolve_backward", ctx.silu, x=x, dx=dx, dw=dw, dbias=dbias, dy=dy, **given)
+        _call(
+            "convolve_backward", ctx.silu, x=x, past=past, w=w, bias=bias, age=age, dx=dx, dw=dw, dbias=dbias, dy=dy
+        )  # fmt: skip
         return dx, None, dw.sum(0), dbias.sum(0), None, None
 
 

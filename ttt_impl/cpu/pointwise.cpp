@@ -111,19 +111,28 @@ extern "C" void rms_norm_backward(
     });
 }
 
+// Pairs (a, b) of x, side by side, turned by angle (cos, sin): (a cos - b sin, b cos + a sin) where sign is -1, 1, -1 ...
+template <int... I>
+INLINE vec turned(vec x, vec angle, vec sign, std::integer_sequence<int, I...>) {
+    const vec cosine = pick(angle, angle, std::integer_sequence<int, (I & ~1)...>{});
+    const vec sine = pick(angle, angle, std::integer_sequence<int, (I | 1)...>{});
+    return x * cosine + pick(x, x, std::integer_sequence<int, (I ^ 1)...>{}) * sine * sign;
+}
+
 // Pairs of x [rows, heads * f] turned by table [tokens of a row, f / 2] (cos and sin side by side), backward the other way.
 extern "C" void rotate_pairs(
     float *y, const float *x, const float *table, int64_t rows, int64_t period, int64_t heads, int64_t width, int64_t back,
     int64_t threads) {
+    vec sign;
+    for (int i = 0; i < LANES; ++i) sign[i] = (i & 1) == back ? -1 : 1;
     tokens(rows, threads, [&](int64_t t, int) {
-        const float *turn = table + t % period * width, sign = back ? -1 : 1;
+        const float *turn = table + t % period * width;
         for (int64_t h = 0; h < heads; ++h) {
-            const float *from = x + (t * heads + h) * width;
-            float *to = y + (t * heads + h) * width;
-            for (int64_t i = 0; i < width; i += 2) {
-                const float a = from[i], b = from[i + 1], c = turn[i], s = sign * turn[i + 1];
-                to[i] = a * c - b * s, to[i + 1] = a * s + b * c;
-            }
+            const int64_t at = (t * heads + h) * width;
+            vectors(width, [&](int i, int n) {
+                const vec pairs = take(x + at + i, n), angle = take(turn + i, n);
+                put(y + at + i, turned(pairs, angle, sign, std::make_integer_sequence<int, LANES>{}), n);
+            });
         }
     });
 }
