@@ -28,8 +28,10 @@ def usable(*tensors: Tensor | None) -> bool:
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, [..., C]."""
-    y: Tensor = _SiluProduct.apply(gate.contiguous(), up.contiguous())
-    return y
+    if torch.is_grad_enabled():
+        y: Tensor = _SiluProduct.apply(gate.contiguous(), up.contiguous())
+        return y
+    return _gated(gate.contiguous(), up.contiguous())
 
 
 def gated_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
@@ -77,9 +79,7 @@ class _SiluProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        y = torch.empty_like(gate)
-        _call("silu_product", y, gate, up, *_rows(y))
-        return y
+        return _gated(gate, up)
 
     @staticmethod
     @once_differentiable
@@ -88,6 +88,12 @@ class _SiluProduct(torch.autograd.Function):
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
         _call("silu_product_backward", dgate, dup, dy.contiguous(), gate, up, *_rows(gate))
         return dgate, dup
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    y = torch.empty_like(gate)
+    _call("silu_product", y, gate, up, *_rows(y))
+    return y
 
 
 class _GatedNorm(torch.autograd.Function):
