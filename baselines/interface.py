@@ -111,18 +111,25 @@ class SequenceModel(ABC):
         return self.prefill(input_ids, state)
 
     @torch.inference_mode()
-    def score(self, input_ids: Tensor, segment: int = 1024, targets: int | None = None) -> Tensor:
+    def score(self, input_ids: Tensor, segment: int = 2048, targets: int | None = None) -> Tensor:
         """Negative log-likelihood in nats [B, targets] of the last `targets` tokens, each given all tokens before it.
 
         None: of tokens 1 … L - 1 of `input_ids` [B, L]. The rows run through the model `segment` tokens at a time and
-        carry the state between, so memory stays bounded by the state and one segment of logits at any length.
-        Log-softmax in float32, or the model's float64.
+        carry the state between, so memory stays bounded by the state and one segment of logits at any length. What
+        outlives a segment has its place from the first one on: allocated bit by bit it would leave the heap so full of
+        small things that no later segment's logits fit between them. Log-softmax in float32, or the model's float64.
         """
-        parts = self.read(input_ids, segment, targets)
-        return torch.cat([nats(logits, aims) for logits, aims in parts], dim=1)
+        count = input_ids.shape[1] - 1 if targets is None else targets
+        losses, done = input_ids.new_empty(0, dtype=torch.float32), 0
+        for logits, aims in self.read(input_ids, segment, targets):
+            if not done:
+                losses = logits.new_empty(len(aims), count)
+            losses[:, done : done + aims.shape[1]] = nats(logits, aims)
+            done += aims.shape[1]
+        return losses
 
     def read(
-        self, input_ids: Tensor, segment: int = 1024, targets: int | None = None
+        self, input_ids: Tensor, segment: int = 2048, targets: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """What `score` is taken from: logits [B, n, V] and the tokens [B, n] they are about, a segment at a time."""
         length = input_ids.shape[1]

@@ -34,8 +34,19 @@ def _compare(composed: DictConfig) -> int:
     return run(config)
 
 
-def run_hydra(primary: str, work: Callable[[DictConfig], int]) -> int:
-    """Compose the primary config of that name for every job of this command line and do `work`; the worst exit code."""
+class JobFailed(Exception):
+    """What a job that Hydra's launcher runs in another process tells this one: its exit code, and why."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(code, message)
+        self.code, self.message = code, message
+
+
+def run_hydra(primary: str, work: Callable[[DictConfig], int], schema: type | None = None) -> int:
+    """Compose the primary config of that name for every job of this command line and do `work`; the worst exit code.
+
+    `schema` is the dataclass of its keys (None: that of the main job).
+    """
     import hydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -44,21 +55,29 @@ def run_hydra(primary: str, work: Callable[[DictConfig], int]) -> int:
     from harness.config import register_schema
     from harness.config_errors import CONF, explain
 
-    register_schema()
+    register_schema(schema)
     sys.argv[1:] = flags_first(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    exit_codes = [0]
+    exit_codes, here = [0], os.getpid()
 
     def job(composed: DictConfig) -> None:
         OmegaConf.resolve(composed)
+        code, message = 2, ""
         try:
-            exit_codes.append(work(composed))
+            code = work(composed)
         except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            exit_codes.append(2)
+            message = f"error: {error}"
+        if code and os.getpid() != here:
+            raise JobFailed(code, message)
+        if message:
+            print(message, file=sys.stderr)
+        exit_codes.append(code)
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=primary)(job)()
+    except JobFailed as failed:
+        print(failed.message or "error: a job of the sweep failed; its output says why", file=sys.stderr)
+        return failed.code
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2

@@ -1,11 +1,11 @@
-"""The comparison in progress: which rows are there, which are missing, who works, and whose turn it is."""
+"""The comparison in progress: which rows are there, which are missing, and who works."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from types import TracebackType
@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from harness.config import RunConfig
 from harness.data.tokens import TokenStore
-from harness.jobs import Job, Shape, shapes
+from harness.jobs import Job
+from harness.locks import hold
 from harness.order import LEAST_STEPS, training_costs
 from harness.progress import Display
 from harness.provenance import provenance
@@ -75,7 +76,7 @@ class Comparison:
     def quality(self) -> None:
         """Train or load, gate and score every model, and score the floors: whatever has no good row yet."""
         self._tune()
-        with self._part("train, gate, score"):
+        with self.part("train, gate, score"):
             floors = [name for name, job in self.jobs.items() if job.family is None]
             steps = {name: self._missing(self.jobs[name]) for name in [*self.models, *floors]}
             self._run({name: steps[name] for name in self._longest_first(steps)})
@@ -86,17 +87,24 @@ class Comparison:
 
     def _tune(self) -> None:
         """Train every model at every rate of the grid, where that has not been done, and choose."""
+        if self.config.train.rates:
+            with hold(self.config.run_folder / ".tuning"):  # the first seed chooses for all, also of those beside it
+                for row in self.store:
+                    self._remember(row)
+                self._choose()
+
+    def _choose(self) -> None:
         grids = {name: grid(self.config, name) for name in self.config.model if name not in self.tuned}
         steps = {tried: ["obtain"] for rates in grids.values() if len(rates) > 1 for tried in rates}
         if not steps:
             return
-        with self._part("tune"):
+        with self.part("tune"):
             self._run({name: steps[name] for name in self._longest_first(steps)}, keep_records=False)
             for name in dict.fromkeys(map(shared_name, steps)):
                 values = choose(self.config, name)
-                self._keep(self.record(name, self._family(name), Tuning.kind, values, self._conditions(name)))
+                self.keep(self.record(name, self.family(name), Tuning.kind, values, self.conditions(name)))
             for name in [name for name in self.workers if name not in self.models]:
-                self._let_go(name)
+                self.let_go(name)
 
     @property
     def models(self) -> list[str]:
@@ -104,21 +112,10 @@ class Comparison:
         chosen = {tuning.chosen for tuning in self.tuned.values()}
         return [name for name in self.jobs if name in self.config.model or name in chosen]
 
-    def timing(self) -> None:
-        """Time what has no good row yet: all shapes of all models warmed first, then in turn."""
-        if not self.config.measure.timing:
-            return
-        with self._part("timing"):
-            waiting = {shape: self._to_time(shape) for shape in shapes(self.config)}
-            names = sorted({name for group in waiting.values() for name in group}, key=list(self.jobs).index)
-            self._run({name: ["obtain"] for name in names if name not in self.workers}, keep_records=False)
-            self.display.stage("timing", "warm-up")
-            for shape, group in waiting.items():
-                waiting[shape] = [name for name in group if self._warm(name, shape)]
-            self.display.stage("timing", "in turn")
-            for index, (shape, group) in enumerate(waiting.items()):
-                self._time(shape, group)
-                self.display.advance("timing", index + 1, len(waiting), unit="shapes")
+    def obtain(self, names: Iterable[str]) -> None:
+        """Give each of these models a process that has it."""
+        wanted = set(names) - set(self.workers)
+        self._run({name: ["obtain"] for name in self.jobs if name in wanted}, keep_records=False)
 
     def failures(self) -> list[Record]:
         """Rows of this comparison's models whose last state is not ok."""
@@ -143,13 +140,13 @@ class Comparison:
     def _missing(self, job: Job) -> list[str]:
         conventions = self.config.measure.conventions
         if job.family is None:
-            return [kind for kind in conventions if not self._good(kind, job.name)]
+            return [kind for kind in conventions if not self.good(kind, job.name)]
         dynamic = [Dynamic.kind] if self.config.measure.dynamic.method != "none" else []
         recall = [TextRecall.kind] if self.config.measure.recall.tasks else []
         tasks = [LmEval.kind] if self.config.tasks else []
         kinds = (Gate.kind, *conventions, *dynamic, *recall, *tasks, Diagnostics.kind)
-        steps = [kind for kind in kinds if not self._good(kind, job.name)]
-        obtained = self._good(Loaded.kind if self._loads(job.name) else Training.kind, job.name)
+        steps = [kind for kind in kinds if not self.good(kind, job.name)]
+        obtained = self.good(Loaded.kind if self._loads(job.name) else Training.kind, job.name)
         return ["obtain", *steps] if steps or not obtained else []
 
     @property
@@ -165,14 +162,14 @@ class Comparison:
         trained = [
             name
             for name, todo in steps.items()
-            if "obtain" in todo and not (self._loads(name) or self._good(Training.kind, name))
+            if "obtain" in todo and not (self._loads(name) or self.good(Training.kind, name))
         ]
         if len(trained) <= self._places or self._places == 1 or self.config.train.steps < LEAST_STEPS:
             return list(steps)
         weighed = list(dict.fromkeys(map(shared_name, trained)))
         for name in weighed:
             self.display.stage(name, "weigh")
-        cost = training_costs(weighed, self._places, self._worker, self._let_go)
+        cost = training_costs(weighed, self._places, self._worker, self.let_go)
         return sorted(steps, key=lambda name: -cost.get(shared_name(name), 0.0))
 
     def _loads(self, name: str) -> bool:
@@ -212,7 +209,8 @@ class Comparison:
             self.workers[name] = Worker(self.context, self.jobs[name], self.config.runtime.threads)
         return self.workers[name]
 
-    def _let_go(self, name: str) -> None:
+    def let_go(self, name: str) -> None:
+        """End the process of a model."""
         worker = self.workers.pop(name)
         self.cpu_of_ended += self._cpu_of(worker)
         worker.close()
@@ -225,7 +223,7 @@ class Comparison:
         """Keep the row of a finished step; whether the model may go on."""
         values = outcome.value
         kind = {"obtain": Loaded.kind if self._loads(name) else Training.kind}.get(step, step)
-        row = self.record(name, self._family(name), kind, values, self._conditions(name))
+        row = self.record(name, self.family(name), kind, values, self.conditions(name))
         row.status, row.message = outcome.status, outcome.message
         if isinstance(values, Gate) and values.failed:
             row.status, row.message = "failed", "gate: " + "; ".join(map(str, values.failed))
@@ -233,71 +231,30 @@ class Comparison:
         if row.status != "ok":
             self.display.say(f"{name:>14} {STAGES[step]}: {row.status}: {row.message}", style="red")
         if not goes_on:
-            self._let_go(name)
+            self.let_go(name)
         if keep_record or (row.status != "ok" and name in self.models):
-            self._keep(row)
+            self.keep(row)
         return goes_on
 
-    def _to_time(self, shape: Shape) -> list[str]:
-        """The models to time at `shape`: all that passed the gate, or none if each of them has its row.
-
-        Never a part of them, so that rows of one shape were always taken in turn.
-        """
-        passed = [name for name in self.models if self._good(Gate.kind, name)]
-        rows = (self.rows.get((shape.kind, name, shape.length, shape.batch)) for name in passed)
-        return [] if all(row is not None and row.status in ("ok", "unsupported") for row in rows) else passed
-
-    def _warm(self, name: str, shape: Shape) -> bool:
-        if name not in self.workers:
-            return False
-        return self._timed_ok(name, shape, self.workers[name].call("warm", shape))
-
-    def _time(self, shape: Shape, names: list[str]) -> None:
-        """Turns A B C D A B C D … until each has enough timed calls and seconds; then a row each."""
-        measure = self.config.measure
-        load = os.getloadavg()[0]
-        seconds: dict[str, list[float]] = {name: [] for name in names if name in self.workers}
-        while any(len(s) < measure.repeats or sum(s) < measure.seconds for s in seconds.values()):
-            for name in list(seconds):
-                outcome = self.workers[name].call("turn", shape)
-                if self._timed_ok(name, shape, outcome):
-                    seconds[name] += outcome.value
-                else:
-                    del seconds[name]
-        for name in seconds:
-            values = self.workers[name].call("values", shape).value
-            row = self.record(name, self._family(name), shape.kind, values, self._conditions(name, load))
-            row.length, row.batch = shape.length, shape.batch
-            self._keep(row)
-
-    def _timed_ok(self, name: str, shape: Shape, outcome: Outcome) -> bool:
-        """Whether a timing task went well; if not, its row is kept, and a dead worker let go."""
-        if outcome.status == "ok":
-            return True
-        row = self.record(name, self._family(name), shape.kind, None, self._conditions(name))
-        row.status, row.message = outcome.status, outcome.message
-        row.length, row.batch = shape.length, shape.batch
-        self._keep(row)
-        if not self.workers[name].process.is_alive():
-            self._let_go(name)
-        return False
-
-    def _conditions(self, name: str, load: float | None = None) -> Conditions:
+    def conditions(self, name: str) -> Conditions:
         """What the model's last task ran under."""
         runtime, path = self.config.runtime, ""
         if name in self.workers:
             path = self.workers[name].call("kernel_path").value or ""
-        return Conditions(self.device, runtime.dtype, runtime.threads, kernel_path=path, load_average=load)
+        return Conditions(self.device, runtime.dtype, runtime.threads, kernel_path=path)
 
-    def _family(self, name: str) -> str:
+    def family(self, name: str) -> str:
+        """The family of a model, or `ngram` of a floor."""
         family = self.jobs[name].family
         return family.family if family else "ngram"
 
-    def _good(self, kind: str, name: str, length: int = 0, batch: int = 0) -> bool:
-        row = self.rows.get((kind, name, length, batch))
+    def good(self, kind: str, name: str) -> bool:
+        """Whether a measurement without a shape has its row."""
+        row = self.rows.get((kind, name, 0, 0))
         return row is not None and row.status == "ok"
 
-    def _keep(self, row: Record) -> None:
+    def keep(self, row: Record) -> None:
+        """Write a row."""
         self.store.append(row)
         self._remember(row)
 
@@ -308,7 +265,8 @@ class Comparison:
             self.rows[row.kind, row.model, row.length, row.batch] = row
 
     @contextmanager
-    def _part(self, name: str) -> Iterator[None]:
+    def part(self, name: str) -> Iterator[None]:
+        """Note what is done within as a part of the job's cost."""
         wall, cpu = time.perf_counter(), self.cpu_seconds()
         yield
         self.parts[name], self.cpu_parts[name] = time.perf_counter() - wall, self.cpu_seconds() - cpu

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from baselines.config import FamilyConfig, SizeConfig
+from harness import reference
 from harness.config_errors import explain_key
 from harness.data.config import DataConfig
 from harness.measure.config import MeasureConfig
@@ -34,7 +35,8 @@ class RunConfig:
 
     `tasks` are tasks of lm-eval to run on every model (`continuation` is our own). `name` begins the name of the run
     folder, `<output>/runs/<name>-<hash of the config>`, which seeds share; `folder` puts it elsewhere. `allow_unlike`
-    names keys in which the report may let models differ, marked.
+    names keys in which the report may let models differ, marked; `reference` names numbers of a paper, a file of
+    `results/reference`, that it draws beside ours.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class RunConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     tasks: list[str] = field(default_factory=list)
     allow_unlike: list[str] = field(default_factory=list)
+    reference: str | None = None
     seed: int = 0
     name: str = "comparison"
     output: str = "results"
@@ -56,11 +59,12 @@ class RunConfig:
         return self.measure.max_length or 8 * self.train.length
 
     def identity(self) -> dict[str, Any]:
-        """What makes this comparison this one: all but the seed, the place, and how many processes share the work."""
+        """What makes this comparison this one: all but the seed, the place, the report, how processes share work."""
         plain = dataclasses.asdict(self)
-        for key in ("seed", "output", "folder", "allow_unlike"):
+        for key in ("seed", "output", "folder", "allow_unlike", "reference"):
             del plain[key]
-        del plain["runtime"]["workers"]
+        for key in ("workers", "engine", "micro_batch", "activation_checkpointing"):
+            del plain["runtime"][key]
         return plain
 
     @property
@@ -74,15 +78,17 @@ class RunConfig:
         return Path(self.folder) if self.folder else Path(self.output) / "runs" / f"{self.name}-{self.hash}"
 
 
-def register_schema() -> None:
-    """Tell Hydra the types of the primary config (without importing torch)."""
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+def register_schema(schema: type | None = None) -> None:
+    """Tell Hydra the types of the primary config, without importing torch; `schema` is one with more keys."""
+    ConfigStore.instance().store(name="schema", node=schema or RunConfig)
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
     """The checked objects of a composed config; ValueError in one line, naming the key, where something is off."""
     config = typed_rest(RunConfig, composed)
     config.model = typed_models(composed)
+    if config.reference:
+        reference.check(config.reference, config.model)
     return config
 
 

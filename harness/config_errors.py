@@ -41,6 +41,8 @@ def _missing_option(error: MissingConfigException) -> str:
     if match is None:
         return _first_line(error)
     group, option = match.groups()
+    if group == "hydra" and option.startswith("launcher/"):
+        return f"hydra/launcher={option.removeprefix('launcher/')}: not installed; pip install 'ttt-bench[sweep]'"
     choices = error.options or [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
     return f"{group}={option}: no such option; choose one of {', '.join(choices)}"
 

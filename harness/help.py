@@ -27,8 +27,10 @@ throughput, latency and memory, and writes tables, figures and a page.
   python -m harness model.mamba.checkpoint=FOLDER     load instead of train
   python -m harness --multirun seed=0,1,2             several runs; the report aggregates over seeds
   python -m harness debug=smoke                       everything in seconds
+  python -m harness.plan experiment=tune              what it will cost, before it is run
   python -m harness --cfg job                         print the composed config and stop
-  python -m harness.report FOLDER                     draw a run folder's tables and figures again
+  python -m harness.report FOLDER                     draw tables and figures again; --help: otherwise
+  python -m harness.compare FOLDER FOLDER             what changed between two runs
 
 The same command again continues an interrupted run. Groups, chosen as group=option (defaults marked *):
 """
@@ -36,7 +38,9 @@ The same command again continues an interrupted run. Groups, chosen as group=opt
 FOOTER = """
 Single values: seed, name, output (where results go), folder (a run folder of your own choice), tasks (of lm-eval),
 allow_unlike (keys in which models may differ and still be drawn side by side, marked with a dagger: device, dtype,
-threads, compile, processor, data_hash, training_tokens, training_length, scored_bytes, seeds).
+threads, compile, processor, data_hash, training_tokens, training_length, scored_bytes, seeds),
+reference (numbers of a paper to draw beside ours: a file of results/reference such as ttt_table1, one result of it such
+as ttt_plots.figure_10_pile_8k, or a YAML file of your own).
 `--cfg job` shows every key; a key is overridden by its path: measure.repeats=20.
 More configs of your own: --config-dir FOLDER (with model/, data/ … inside).
 """

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from baselines.config import FamilyConfig
 from harness.config import RunConfig
-from harness.records import Decode, Prefill, TrainStep
+from harness.records import Decode, FirstToken, Prefill, TrainStep
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One thing to time: a kind of scenario (train_step, prefill, decode), its length in tokens and its rows."""
+    """One thing to time: a kind of scenario (train_step, prefill, first_token, decode), its length and its rows."""
 
     kind: str
     length: int
@@ -25,7 +25,12 @@ def shapes(config: RunConfig) -> list[Shape]:
     return [
         Shape(TrainStep.kind, train.length, train.batch_size),
         *(Shape(Prefill.kind, length, measure.prefill_batch) for length in measure.prefill_lengths),
-        *(Shape(Decode.kind, context, measure.decode_batch) for context in measure.decode_contexts),
+        *(Shape(FirstToken.kind, length, 1) for length in measure.prefill_lengths),
+        *(
+            Shape(Decode.kind, context, batch)
+            for batch in measure.decode_batches
+            for context in measure.decode_contexts
+        ),
     ]
 
 

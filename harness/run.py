@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,13 +26,18 @@ from baselines.config import FamilyConfig, Unsupported
 from harness.comparison import Comparison
 from harness.config import RunConfig
 from harness.data.tokens import TokenStore
+from harness.locks import hold
 from harness.measure.recall.tasks import check_text
 from harness.progress import Display
 from harness.records import Conditions, Finish
+from harness.timing import Timing
+
+REFERENCE = "reference: "
+"""Begins the last line of a run's `config.yaml` where numbers of a paper belong to it."""
 
 
 def run(config: RunConfig) -> int:
-    """Do the whole job of one seed; exit code 0, or 1 after a failed row; ValueError for a config that cannot be.
+    """Do the whole job of one seed; exit code 0, or 1 after a failed or skipped row; ValueError for a bad config.
 
     A model that is unsupported here has a row that says so, which is no failure.
     """
@@ -50,13 +55,17 @@ def run(config: RunConfig) -> int:
     with own_folder(config) as folder:
         console.print(overview(config, tokens, device))
         with Display(console) as display, Comparison(config, device, tokens, display) as comparison:
-            comparison.quality()
-            comparison.timing()
+            with turn(config, console, to_time=False):
+                comparison.quality()
+            if config.measure.timing:
+                with turn(config, console, to_time=True):
+                    Timing(comparison).run()
             failures = comparison.failures()
             finish(comparison, started)
-        page = report(folder, console, config.allow_unlike)
-    for row in failures:
-        console.print(f"[red]{row.model}: {row.kind} {row.status}[/red] {row.message}", highlight=False)
+        with hold(folder / ".lock"):
+            page = report(folder, console, config.allow_unlike)
+    for line in dict.fromkeys(f"[red]{row.model}: {row.kind} {row.status}[/red] {row.message}" for row in failures):
+        console.print(line, highlight=False)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return 1 if any(row.status != "unsupported" for row in failures) else 0
 
@@ -110,20 +119,38 @@ def sized_models(config: RunConfig, vocab_size: int) -> dict[str, FamilyConfig]:
 
 @contextlib.contextmanager
 def own_folder(config: RunConfig) -> Iterator[Path]:
-    """The run folder, locked against a second job; ValueError if it is in use or another config wrote it."""
+    """The run folder, this seed locked against a second job; ValueError if it is in use or another config's."""
     folder = config.run_folder
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"folder={folder}: another job is writing there; wait for it or choose another") from None
+
+    def refuse() -> None:
+        raise ValueError(f"folder={folder}: another job is writing there; wait for it or choose another")
+
+    with hold(folder / f".lock-seed{config.seed}", otherwise=refuse):
         identity = OmegaConf.to_yaml(config.identity(), sort_keys=True)
         known = folder / "config.yaml"
-        if known.exists() and known.read_text() != identity:
-            raise ValueError(f"folder={folder}: another config wrote these results; choose another folder or none")
-        known.write_text(identity)
+        with hold(folder / ".lock"):
+            if known.exists() and written_identity(known) != identity:
+                raise ValueError(f"folder={folder}: another config wrote these results; choose another folder or none")
+            known.write_text(identity + (f"{REFERENCE}{config.reference}\n" if config.reference else ""))
         yield folder
+
+
+@contextlib.contextmanager
+def turn(config: RunConfig, console: Console, to_time: bool) -> Iterator[None]:
+    """Runs beside each other train at the same time on one machine; each times alone, when no other does anything."""
+
+    def say() -> None:
+        console.print(f"waits for the other runs that write to {config.output}", highlight=False)
+
+    with hold(Path(config.output) / f".timing-{socket.gethostname()}", shared=not to_time, otherwise=say):
+        yield
+
+
+def written_identity(path: Path) -> str:
+    """The text of a `config.yaml` without the line that says what the report draws beside the results."""
+    lines = path.read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(REFERENCE))
 
 
 def overview(config: RunConfig, tokens: TokenStore, device: str) -> Table:

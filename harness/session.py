@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -28,14 +29,15 @@ from harness.data.tokenizer import byte_tokenizer
 from harness.data.tokens import TokenDocument, TokenStore
 from harness.gate import run_gate
 from harness.jobs import Job, Shape
-from harness.measure.clock import CpuClock, clock_for
+from harness.measure.clock import CpuClock
 from harness.measure.diagnostics import diagnose
 from harness.measure.dynamic.evaluation import dynamic_evaluation
 from harness.measure.fixed_target import fixed_target
 from harness.measure.nll_file import Advance, Score
 from harness.measure.position import position_curve
 from harness.measure.recall.evaluation import judged, text_recall
-from harness.measure.scenarios import DecodeScenario, PrefillScenario, Scenario, TrainStepScenario
+from harness.measure.scenarios import TrainStepScenario
+from harness.measure.stand import Stand, require_within_limit
 from harness.measure.window import windowed
 from harness.records import (
     Diagnostics,
@@ -46,11 +48,13 @@ from harness.records import (
     Loaded,
     PositionCurve,
     TextRecall,
+    Timed,
     Training,
     Values,
     Window,
 )
 from harness.train.checkpoint import finished_training, save_checkpoint
+from harness.train.engine import peers, whole_weights
 from harness.train.loop import Trainer
 
 Progress = Callable[[dict[str, Any]], None]
@@ -71,6 +75,10 @@ class Session(ABC):
         """Token ids of `text` and the bytes of each."""
         return bytes_as_tokens(text)
 
+    def encode_within_limit(self, text: bytes) -> Encoded:
+        """As far as the model may be asked in one go."""
+        return self.encode(text)
+
     def train_length(self) -> int | None:
         """Tokens of the sequences that the model was trained on, where that is known."""
         return None
@@ -78,23 +86,24 @@ class Session(ABC):
     def position(self) -> PositionCurve:
         """The position curve over the test documents."""
         return position_curve(
-            self.score(), self.encode, self._documents(), self.config.max_length, self.train_length(),
+            self.score(), self.encode_within_limit, self._documents(), self.config.max_length, self.train_length(),
             self.job.folder / "nll.parquet", self.config.run_folder, self._advance(),
         )  # fmt: skip
 
     def fixed_target(self) -> FixedTarget:
         """The same targets of the test documents at every context."""
         return fixed_target(
-            self.score(), self._documents(), self.config.max_length, self.config.measure.targets, self.train_length(),
-            self.job.folder / "fixed_target.parquet", self.config.run_folder, self._advance(),
+            self.score(), self.encode, self._documents(), self.config.max_length, self.config.measure.targets,
+            self.train_length(), self.job.folder / "fixed_target.parquet", self.config.run_folder, self._advance(),
         )  # fmt: skip
 
     def window(self) -> Window:
         """The test documents read through a window."""
         size = self.config.measure.window or self.config.train.length
         return windowed(
-            self.score(), self._documents(), self.config.max_length, size, self.config.measure.stride or size,
-            self.train_length(), self.job.folder / "window.parquet", self.config.run_folder, self._advance(),
+            self.score(), self.encode, self._documents(), self.config.max_length, size,
+            self.config.measure.stride or size, self.train_length(), self.job.folder / "window.parquet",
+            self.config.run_folder, self._advance(),
         )  # fmt: skip
 
     def _documents(self) -> list[TokenDocument]:
@@ -136,7 +145,6 @@ class ModelSession(Session):
         super().__init__(job, progress)
         assert job.family is not None
         self.family = job.family
-        self.scenarios: dict[Shape, Scenario] = {}
 
     @property
     def checkpoint(self) -> Path:
@@ -168,6 +176,10 @@ class ModelSession(Session):
         step.prepare()
         return self.config.train.steps * sum(step.turn(CpuClock()))
 
+    @property
+    def _autocast(self) -> bool:
+        return self.config.runtime.dtype == "bfloat16"
+
     def train_length(self) -> int | None:
         """The recipe's length, or what a loaded checkpoint of ours says."""
         training = finished_training(Path(self.family.checkpoint or self.checkpoint))
@@ -180,12 +192,18 @@ class ModelSession(Session):
         documents = self.tokens.documents("train")
         recipe = self.config.train
         batches = Batches(documents, recipe.length, recipe.batch_size, self.config.seed)
-        trainer = Trainer(baseline, batches, recipe, self.job.folder / "resume.pt", accelerator, self.progress)
-        training = trainer.run()
+        resume = self.job.folder / "resume"
+        with peers():
+            trainer = Trainer(baseline, batches, recipe, self.config.runtime, resume, accelerator, self.progress)
+            training = trainer.run()
+            weights = whole_weights(baseline.model)
         training.checkpoint = str(self.checkpoint.relative_to(self.config.run_folder))
         if accelerator.is_main_process:
+            if weights is not None:
+                baseline = model_class.build(self.family, self.tokens.vocab_size)
+                baseline.model.load_state_dict(weights)
             save_checkpoint(self.checkpoint, lambda folder: self._save(baseline, folder), training)
-            (self.job.folder / "resume.pt").unlink(missing_ok=True)
+            shutil.rmtree(resume, ignore_errors=True)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return training
@@ -224,25 +242,20 @@ class ModelSession(Session):
         """Nats of each token by the model."""
 
         def score(rows: np.ndarray, targets: int) -> np.ndarray:
+            require_within_limit(self.baseline, rows.shape[1])
             ids = torch.from_numpy(rows.astype(np.int64)).to(self.job.device)
             return self.measured.score(ids, targets=targets).float().cpu().numpy()
 
         return score
 
     def encode(self, text: bytes) -> Encoded:
+        """As the model reads `text`."""
+        return self.baseline.encode(text)
+
+    def encode_within_limit(self, text: bytes) -> Encoded:
         """As the model reads `text`, up to the end of its context."""
         ids, sizes = self.baseline.encode(text)
         return Encoded(ids[: self.baseline.context_limit], sizes[: self.baseline.context_limit])
-
-    def fixed_target(self) -> FixedTarget:
-        """As `Session`, of a model that reads bytes."""
-        self._needs_bytes("fixed_target")
-        return super().fixed_target()
-
-    def window(self) -> Window:
-        """As `Session`, of a model that reads bytes."""
-        self._needs_bytes("window")
-        return super().window()
 
     def _needs_bytes(self, measurement: str) -> None:
         if self.baseline.tokenizer is not None:
@@ -288,31 +301,19 @@ class ModelSession(Session):
         """The implementation that the last forward ran on."""
         return self.measured.kernel_path if "measured" in vars(self) else self.baseline.kernel_path
 
+    @cached_property
+    def stand(self) -> Stand:
+        """Where the model is timed."""
+        return Stand(self.baseline, self.measured, self.config, self.job.device)
+
     def warm(self, shape: Shape) -> None:
         """Prepare and warm a scenario."""
-        self.scenarios[shape] = self._scenario(shape)
-        self.scenarios[shape].warm()
-
-    def _scenario(self, shape: Shape) -> Scenario:
-        measure, device = self.config.measure, self.job.device
-        asked = shape.length + (measure.decode_tokens if shape.kind == "decode" else 0)
-        limit = self.baseline.context_limit
-        if limit is not None and asked > limit:
-            raise Unsupported(f"{asked} tokens: the model's context ends at {limit}")
-        if shape.kind == "prefill":
-            return PrefillScenario(self.measured, device, shape.batch, shape.length)
-        if shape.kind == "decode":
-            return DecodeScenario(self.measured, device, shape.batch, shape.length, measure.decode_tokens)
-        return TrainStepScenario(self.baseline, device, self.config.train, self._autocast)
-
-    @property
-    def _autocast(self) -> bool:
-        return self.config.runtime.dtype == "bfloat16"
+        self.stand.warm(shape)
 
     def turn(self, shape: Shape) -> list[float]:
         """Seconds of one turn of a warmed scenario."""
-        return self.scenarios[shape].take_turn(clock_for(self.job.device))
+        return self.stand.turn(shape)
 
-    def values(self, shape: Shape) -> Values:
+    def values(self, shape: Shape) -> Timed:
         """All that was measured of a scenario, which is then let go."""
-        return self.scenarios.pop(shape).values()
+        return self.stand.values(shape)

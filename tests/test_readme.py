@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from harness.cli import main
+from harness.compare.__main__ import main as tell_apart
+from harness.records import RecordStore
+from harness.report.__main__ import main as draw_again
 from tests import readme
 
 ROOT = Path(__file__).parent.parent
@@ -61,13 +64,33 @@ def test_a_command(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_report_command(place: Path) -> None:
-    (command,) = [line for line in readme.commands() if line.startswith("python -m harness.report ")]
+    (command,) = [line for line in readme.commands() if line.startswith(f"python -m harness.report {EXAMPLE_RUN}")]
     arguments = [sys.executable, *shlex.split(at_home(command, place))[1:]]
     page = example_run(place) / "report" / "report.html"
     before = page.read_bytes()
     page.unlink()
     subprocess.run(arguments, cwd=place, env={"PYTHONPATH": str(ROOT)}, check=True)
     assert page.read_bytes() == before
+
+
+def test_runs_beside_a_paper_and_beside_each_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RUN is the whole example run, RUN1 and RUN2 two of its models each; figures are left to the tests of them."""
+    run = example_run(place)
+    halves = {"RUN1": ("transformer", "mamba"), "RUN2": ("ttt_linear", "ttt_mlp")}
+    for name, models in halves.items():
+        (place / name).mkdir()
+        (place / name / "seed0").symlink_to(run / "seed0")
+        for record in RecordStore(run):
+            if record.model in models:
+                RecordStore(place / name).append(record)
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("harness.report.page.draw", lambda *given: [])
+    found = [shlex.split(line) for line in readme.commands() if re.search(r"\bRUN", line)]
+    assert len(found) == 3
+    for _, _, module, *arguments in found:
+        command = {"harness.report": draw_again, "harness.compare": tell_apart}[module]
+        assert command([str(run) if word == "RUN" else word for word in arguments]) == 0
+    assert "| Figure 10, right |" in (run / "report" / "summary.md").read_text()
 
 
 def test_the_code_that_loads_a_checkpoint(place: Path) -> None:

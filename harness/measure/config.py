@@ -15,12 +15,15 @@ CONVENTIONS = ("position", "fixed_target", "window")
 class MeasureConfig:
     """Perplexity under the chosen conventions, and the timings.
 
-    `max_length`: tokens of each test document that are scored, and the longest context of `fixed_target` (None: eight
-    times the training length); `documents`: at most so many test documents (None: all); `targets`: tokens of each
-    document scored under `fixed_target`; `window` and `stride` in tokens (None: the training length; the window);
+    `max_length`: bytes of each test document that are scored, and the longest context of `fixed_target` (None: eight
+    times the training length); `documents`: at most so many test documents (None: all); `targets`: bytes of each
+    document scored under `fixed_target`; `window` and `stride` in bytes (None: the training length; the window);
     `task_limit`: samples of each task of lm-eval (None: all); `dynamic`: whether and how models go on learning while
-    they are tested; `recall`: whether and how they are asked for what stood in their context. Timings go on until each
-    model has at least `repeats` timed calls and `seconds` of timed work at each shape, the models taking turns.
+    they are tested; `recall`: whether and how they are asked for what stood in their context.
+
+    Timings go on until each model has had at least `repeats` turns and `seconds` of timed work at each shape, the
+    models taking turns. Prompts of the time to first token have the lengths of `prefill_lengths`. `max_load`: cores
+    that others may keep busy meanwhile (None: those that a timed model leaves free; .inf: as many as they like).
     """
 
     max_length: int | None = None
@@ -37,10 +40,11 @@ class MeasureConfig:
     prefill_lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
     prefill_batch: int = 1
     decode_contexts: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
-    decode_batch: int = 1
+    decode_batches: list[int] = field(default_factory=lambda: [1, 8])
     decode_tokens: int = 16
     repeats: int = 5
     seconds: float = 1.0
+    max_load: float | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.conventions if name not in CONVENTIONS]
@@ -59,12 +63,18 @@ class MeasureConfig:
             raise ValueError(
                 f"measure.stride is {self.stride}: longer than measure.window={self.window}, it would skip tokens"
             )
-        for name in ("prefill_batch", "decode_batch", "decode_tokens", "repeats"):
+        for name in ("prefill_batch", "decode_tokens", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"measure.{name} is {getattr(self, name)}: must be at least 1")
-        for name in ("prefill_lengths", "decode_contexts"):
-            if any(length < 1 for length in getattr(self, name)):
-                raise ValueError(f"measure.{name} is {list(getattr(self, name))}: lengths must be at least 1")
+        for name, what in (
+            ("prefill_lengths", "lengths"),
+            ("decode_contexts", "lengths"),
+            ("decode_batches", "batches"),
+        ):
+            if any(size < 1 for size in getattr(self, name)):
+                raise ValueError(f"measure.{name} is {list(getattr(self, name))}: {what} must be at least 1")
+        if self.max_load is not None and not self.max_load >= 0:
+            raise ValueError(f"measure.max_load is {self.max_load}: must be a number of cores, 0 or more, or null")
         if any(not 1 <= order <= 5 for order in self.ngrams):
             raise ValueError(f"measure.ngrams is {list(self.ngrams)}: choose orders from 1, 2, 3, 4, 5")
         if self.max_length is not None and self.max_length < 17:

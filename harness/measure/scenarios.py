@@ -1,4 +1,4 @@
-"""What is timed: a training step, a prefill, single-token decoding.
+"""What is timed: a training step, a prefill, the first token of an answer, single-token decoding.
 
 A scenario is prepared and warmed once, then gives `turn`s of raw seconds; who is next is decided outside, so that
 models can take turns. Inputs are made before the clock starts, and nothing but the model's own work lies between two
@@ -9,26 +9,32 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from baselines.interface import SequenceModel, State
 from harness.measure.clock import Clock
+from harness.measure.drift import drift, trend_p
+from harness.measure.energy import GoOn
 from harness.measure.memory import peak_bytes
-from harness.records import Decode, Prefill, TrainStep, Values
+from harness.records import Decode, FirstToken, Prefill, Timed, TrainStep
 from harness.train.config import TrainConfig
 from harness.train.loop import loss_of, make_optimizer
 
 
 class Scenario(ABC):
-    """One shape of one kind of work of one model."""
+    """One shape of one kind of work of one model; `joules` a token is set from outside, where it can be known."""
+
+    ends_on_host: ClassVar[bool] = False
+    """Whether the work ends when its result is on the host, so that the wall clock times it on every device."""
 
     def __init__(self, baseline: SequenceModel, device: str, batch: int, length: int) -> None:
         self.baseline, self.device, self.batch, self.length = baseline, device, batch, length
-        self.seconds: list[float] = []
+        self.turns: list[list[float]] = []
         self.peak: int | None = None
+        self.joules: float | None = None
 
     @abstractmethod
     def prepare(self) -> None:
@@ -39,30 +45,44 @@ class Scenario(ABC):
         self.prepare()
 
     @abstractmethod
-    def turn(self, clock: Clock) -> list[float]:
-        """Raw seconds of the timed calls of one turn."""
+    def _work(self) -> object:
+        """What is timed, once."""
 
     @abstractmethod
-    def values(self) -> Values:
-        """The measured values, after all turns."""
+    def row(self, seconds: list[float]) -> Timed:
+        """The measured values of all turns, whose raw seconds are given."""
+
+    def turn(self, clock: Clock) -> list[float]:
+        """Raw seconds of the timed calls of one turn: of one call, unless a scenario says otherwise."""
+        start = clock.mark()
+        self._work()
+        return clock.seconds([start, clock.mark()])
 
     def take_turn(self, clock: Clock) -> list[float]:
         """One turn, remembered."""
-        seconds = self.turn(clock)
-        self.seconds += seconds
-        return seconds
+        self.turns.append(self.turn(clock))
+        return self.turns[-1]
+
+    def repeat(self, go_on: GoOn) -> int:
+        """Work untimed for as long as `go_on` says; the tokens of it."""
+        calls = 0
+        while go_on():
+            self._work()
+            calls += 1
+        return calls * self.batch * self.length
+
+    def values(self) -> Timed:
+        """All that was measured, after all turns."""
+        values, turns = self.row([second for turn in self.turns for second in turn]), list(map(sum, self.turns))
+        values.turns, values.drift, values.trend_p = len(turns), drift(turns), trend_p(turns)
+        values.joules_per_token = self.joules
+        return values
 
     def random_ids(self, length: int) -> Tensor:
         """Token ids [batch, length], the same for every model with the same vocabulary."""
         generator = torch.Generator().manual_seed(length)
         ids = torch.randint(self.baseline.vocab_size, (self.batch, length), generator=generator)
         return ids.to(self.device)
-
-    def timed(self, work: Callable[[], object], clock: Clock) -> list[float]:
-        """Seconds of one call of `work`."""
-        start = clock.mark()
-        work()
-        return clock.seconds([start, clock.mark()])
 
 
 class PrefillScenario(Scenario):
@@ -82,14 +102,32 @@ class PrefillScenario(Scenario):
     def _work(self) -> tuple[Tensor, object]:
         return self.baseline.prefill(self.ids)
 
-    def turn(self, clock: Clock) -> list[float]:
-        """One prefill."""
-        return self.timed(self._work, clock)
-
-    def values(self) -> Prefill:
+    def row(self, seconds: list[float]) -> Prefill:
         """Prefill at this length."""
         flops = self.batch * self.baseline.flops(self.length, "prefill")
-        return Prefill(self.batch, self.length, self.seconds, self.peak, self.state_bytes, flops)
+        return Prefill(self.batch, self.length, seconds, self.peak, self.state_bytes, flops)
+
+
+class FirstTokenScenario(Scenario):
+    """What a user waits for: a prompt's ids go to the device, are read, and a token sampled from its end comes back."""
+
+    ends_on_host = True
+
+    def prepare(self) -> None:
+        """Answer once."""
+        self.prompt = self.random_ids(self.length).cpu()
+        self._work()
+
+    @torch.inference_mode()
+    def _work(self) -> list[int]:
+        logits, _ = self.baseline.prefill(self.prompt.to(self.device))
+        tokens: list[int] = torch.multinomial(logits[:, -1].float().softmax(-1), 1).flatten().tolist()
+        return tokens
+
+    def row(self, seconds: list[float]) -> FirstToken:
+        """The first token after a prompt of this length."""
+        flops = self.batch * self.baseline.flops(self.length, "prefill")
+        return FirstToken(self.batch, self.length, seconds, flops)
 
 
 class DecodeScenario(Scenario):
@@ -105,13 +143,14 @@ class DecodeScenario(Scenario):
         with torch.inference_mode():
             self.state = self.baseline.prefill(self.context)[1] if self.device == "cpu" else None
             self.state_bytes = self.baseline.state_bytes(self._after_context())
-            self._steps()
+        self._work()
 
     def _after_context(self) -> State:
         """A copy of the state on a CPU, where reading the context again outlasts the steps; a GPU may not hold two."""
         return self.baseline.prefill(self.context)[1] if self.state is None else copy.deepcopy(self.state)
 
-    def _steps(self, clock: Clock | None = None) -> list[object]:
+    @torch.inference_mode()
+    def _work(self, clock: Clock | None = None) -> list[object]:
         state = self._after_context()
         marks = [clock.mark()] if clock else []
         for i in range(self.tokens):
@@ -120,15 +159,24 @@ class DecodeScenario(Scenario):
                 marks.append(clock.mark())
         return marks
 
-    @torch.inference_mode()
     def turn(self, clock: Clock) -> list[float]:
         """From the state after the context, time each of the single steps."""
-        return clock.seconds(self._steps(clock))
+        return clock.seconds(self._work(clock))
 
-    def values(self) -> Decode:
+    @torch.inference_mode()
+    def repeat(self, go_on: GoOn) -> int:
+        """Step on and on, the context growing, as far as the model's own limit; reading the context is not counted."""
+        state, limit, steps = self._after_context(), self.baseline.context_limit, 0
+        while (limit is None or self.length + steps < limit) and go_on():
+            place = steps % self.tokens
+            _, state = self.baseline.step(self.inputs[:, place : place + 1], state)
+            steps += 1
+        return steps * self.batch
+
+    def row(self, seconds: list[float]) -> Decode:
         """Decoding after this context."""
         flops = self.batch * self.baseline.flops(self.length, "step")
-        return Decode(self.batch, self.length, self.seconds, self.state_bytes, flops)
+        return Decode(self.batch, self.length, seconds, self.state_bytes, flops)
 
 
 class TrainStepScenario(Scenario):
@@ -161,11 +209,7 @@ class TrainStepScenario(Scenario):
         self.optimizer.zero_grad(set_to_none=True)
         self.baseline.model.eval()
 
-    def turn(self, clock: Clock) -> list[float]:
-        """One training step."""
-        return self.timed(self._work, clock)
-
-    def values(self) -> TrainStep:
+    def row(self, seconds: list[float]) -> TrainStep:
         """Training at the recipe's batch and length."""
         flops = self.batch * self.baseline.flops(self.length, "train")
-        return TrainStep(self.batch, self.length, self.seconds, self.peak, flops)
+        return TrainStep(self.batch, self.length, seconds, self.peak, flops)

@@ -2,8 +2,8 @@
 
 `records.jsonl` is only appended to, so a run that was killed and started again may hold a measurement twice: the last
 row of the same (kind, model, seed, shape) counts; only the closing rows are all kept, since each is the cost of one
-session, and the job cost their sum. Several folders are the several seeds of one comparison; the same model and seed in
-two of them would be two answers to one question, and is refused.
+session, and the job cost their sum. Several folders are drawn as one comparison: a model that they trained alike, with
+other seeds, is one model, and one of the same name that is another is told apart by the name of its run (`pooling`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from harness.records import Finish, Record, RecordStore, Values
+from harness.report.pooling import FLOOR_FAMILY, base, told_apart
 from harness.report.style import rank
 
 V = TypeVar("V", bound=Values)
 
 STAGES = ("training", "loaded", "gate")  # what comes before any measurement
-FLOOR_FAMILY = "ngram"  # n-gram models are what any trained model must beat: reference lines, not contestants
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """A measurement that did not come about; `at` is the length or context it was tried at, where the row says so."""
+    """A measurement that did not come about; `at` and `batch` are the shape it was tried at, where the row says so."""
 
     kind: str
     model: str
     status: str
     at: int | None
     message: str
+    batch: int = 0
 
     def __str__(self) -> str:
-        """Such as 'mamba: oom at 8192'."""
+        """Such as 'mamba: oom at 8192', or 'mamba: oom at 8192 × 8' of eight rows."""
         where = f" at {self.at}" if self.at is not None else ""
+        where += f" × {self.batch}" if where and self.batch > 1 else ""
         reason = "" if self.at is not None or not self.message else f" ({self.message})"
         return f"{self.model}: {self.status}{where}{reason}"
 
@@ -85,26 +87,33 @@ class Run:
 
 
 def collect(folders: Sequence[Path]) -> Run:
-    """Read the run folders; ValueError in one line where one holds no records or two hold the same model and seed."""
+    """Read the run folders; ValueError in one line where one holds no records or is given twice."""
     kept: dict[tuple[str, str, int, int], dict[int | None, Row]] = {}
     finishes: list[Row] = []
-    origin: dict[tuple[str, int], Path] = {}
-    for folder in folders:
-        found = [Row(record, folder) for record in RecordStore(folder)]
-        if not found:
-            raise ValueError(f"no records in {folder}: a run folder holds a records.jsonl with at least one row")
-        for row in found:
-            record = row.record
+    for folder, records in told_apart({folder: read(folder) for folder in _once(folders)}):
+        for record in records:
+            row = Row(record, folder)
             if record.kind == Finish.kind:
                 finishes.append(row)
-                continue
-            first = origin.setdefault((record.model, record.seed), folder)
-            if first != folder:
-                raise ValueError(
-                    f"model {record.model} with seed {record.seed} is in {first} and in {folder}: give one"
-                )
-            _replace(kept.setdefault((record.kind, record.model, record.seed, record.length), {}), row)
+            else:
+                _replace(kept.setdefault((record.kind, record.model, record.seed, record.length), {}), row)
     return _run([row for rows in kept.values() for row in rows.values()], finishes)
+
+
+def read(folder: Path) -> list[Record]:
+    """All rows of a run folder; ValueError in one line if there are none."""
+    found = list(RecordStore(folder))
+    if not found:
+        raise ValueError(f"no records in {folder}: a run folder holds a records.jsonl with at least one row")
+    return found
+
+
+def _once(folders: Sequence[Path]) -> Sequence[Path]:
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise ValueError(f"folder {folder} is given twice")
+    return folders
 
 
 def _replace(rows: dict[int | None, Row], row: Row) -> None:
@@ -132,9 +141,10 @@ def _ordered(models: set[str], records: list[Record]) -> list[str]:
     latest = max(records, key=lambda record: record.time, default=None)
     named: list[str] = latest.provenance.get("models", []) if latest else []
     place = {name: index for index, name in enumerate(named)}
-    return sorted(models, key=lambda name: (place.get(name.split("@")[0], len(named)), rank(name)))
+    return sorted(models, key=lambda name: (place.get(base(name), len(named)), rank(name)))
 
 
 def _failure(record: Record) -> Failure:
     lines = record.message.strip().splitlines()
-    return Failure(record.kind, record.model, record.status, record.length or None, lines[0][:160] if lines else "")
+    line = lines[0][:160] if lines else ""
+    return Failure(record.kind, record.model, record.status, record.length or None, line, record.batch)

@@ -12,7 +12,8 @@ from harness.report import formats
 from harness.report.collect import Run
 from harness.report.tables import Column, Table
 
-MEASURED = ("load_average",)  # stands among the conditions, but is found, not set: never marked as a difference
+MEASURED = {"load_average": ("load_average", "load_average_after"), "others' cores": ("others_load",)}
+"""What stands among the conditions but is found, not set: never marked as a difference; with its fields."""
 
 
 def gate(run: Run) -> Table | None:
@@ -77,8 +78,9 @@ def _conditions(run: Run, name: str) -> dict[str, str]:
             found.setdefault("scored tokens", []).append(values.tokens)
             found.setdefault("convention", []).append(values.convention)
         found.setdefault("seeds", []).append(record.seed)
-    if load := [value for value in found.pop("load_average", []) if value is not None]:
-        found["load_average"] = [f"{min(load):.2f}–{max(load):.2f}"]
+    for key, fields in MEASURED.items():
+        if loads := [value for field in fields for value in found.pop(field, []) if value is not None]:
+            found[key] = [f"{min(loads):.2f}–{max(loads):.2f}"]
     return {key: _listed(values) for key, values in found.items() if _listed(values)}
 
 

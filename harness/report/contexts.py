@@ -52,7 +52,8 @@ class Contexts(Paired):
             return sums
 
         nll, size = (compute.list_flatten(table[key]).to_numpy().astype(float) for key in ("nll", "target_bytes"))
-        sums = Sums(total(np.ones_like(nll)), total(size), train_length=values.train_length)
+        inside = total(size)  # per byte, as every curve
+        sums = Sums(inside, inside, train_length=values.train_length)
         self.add(name, row.record.seed, documents.tolist(), sums, total(nll))
 
     @property

@@ -10,7 +10,7 @@ from harness.report.collect import Run
 from harness.report.curves import Curves
 from harness.report.summary import at, describe, exponential, headlines
 from harness.report.tables import Column, Table
-from harness.report.timings import at_of, longest_common, timings
+from harness.report.timings import at_of, doubtful, longest_common, timings
 
 KINDS: tuple[tuple[type[TrainStep] | type[Prefill] | type[Decode], str], ...] = (
     (TrainStep, "train"), (Prefill, "prefill"), (Decode, "decode"),
@@ -53,6 +53,6 @@ def quality_against_cost(run: Run, curves: Curves) -> Table | None:
     ]
     caption = (
         f"Perplexity on {describe(curves)}. Time: median. FLOPs: by the formulas beside each model, TTT's inner "
-        "backward included; GFLOP/s: what those formulas and that time make."
-    )
+        f"backward included; GFLOP/s: what those formulas and that time make. {doubtful(run)}"
+    ).strip()
     return Table("cost", "Quality against cost", caption, columns, rows)

@@ -1,4 +1,4 @@
-"""The tables behind the summary: each seed, every context bucket, every timed shape."""
+"""The tables behind the summary: each seed, every context bucket, every diagnostic."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from harness import statistics
-from harness.records import Decode, Diagnostics, Prefill, TrainStep
+from harness.records import Diagnostics
 from harness.report import formats
 from harness.report.collect import Run
 from harness.report.curves import Curves
 from harness.report.formats import Interval
 from harness.report.summary import LOG2, at, bits, describe, exponential
 from harness.report.tables import Column, Table
-from harness.report.timings import timings
 
 
 def seeds(run: Run, curves: Curves) -> Table | None:
@@ -60,33 +59,6 @@ def all_buckets(curves: Curves) -> Table | None:
     ]
     caption = f"On {describe(curves)}; documents: those long enough to reach the bucket."
     return Table("curves", "Every context", caption, columns, rows, folded=True)
-
-
-def all_timings(run: Run) -> Table | None:
-    """Every timed shape of every model."""
-    rows = [
-        {
-            "model": name, "kind": kind.kind, "batch": timing.batch, "at": length, "repeats": len(timing.seconds),
-            **{f"p{p}": timing.milliseconds(p) for p in (50, 90, 99)},
-            "throughput": timing.median_throughput, "peak_bytes": timing.peak_bytes, "state_bytes": timing.state_bytes,
-        }
-        for kind in (TrainStep, Prefill, Decode)
-        for name in run.models
-        for length, timing in timings(run, kind, name).items()
-    ]  # fmt: skip
-    columns = [
-        Column("model", "model", text=True),
-        Column("kind", "kind", text=True),
-        Column("batch", "batch"),
-        Column("at", "length or context"),
-        Column("repeats", "repeats"),
-        *(Column(f"p{p}", f"p{p} (ms)", formats.significant) for p in (50, 90, 99)),
-        Column("throughput", "tokens/s", formats.rate),
-        Column("peak_bytes", "peak memory", formats.size),
-        Column("state_bytes", "state", formats.size),
-    ]
-    caption = "Wall time of one training step, one prefill or one decoded token; raw values lie in records.jsonl."
-    return Table("timings", "Every timing", caption, columns, rows, folded=True) if rows else None
 
 
 def all_diagnostics(run: Run) -> Table | None:

@@ -84,6 +84,14 @@ def rate(value: Interval | None) -> str:
     return fixed(value.value, min(three, decimals_for(value.half)))
 
 
+def percent(ratio: float | None) -> str:
+    """What a ratio adds or takes away, such as '+12 %'."""
+    if ratio is None:
+        return MISSING
+    text = fixed(100 * (ratio - 1), 0)
+    return f"{text} %" if text.startswith(("−", "0")) else f"+{text} %"
+
+
 def count(value: float | None) -> str:
     """A number of things to three digits, such as '812 k' or '1.24 M'."""
     return _scaled(value, 1000, ["", "k", "M", "G", "T"])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.records import Decode, PositionCurve, Prefill, Record, Training, TrainStep
+from harness.records import PositionCurve, Record, Timed, Training
 from harness.report.collect import Row, Run
 from harness.report.style import DAGGER
 
@@ -84,7 +84,7 @@ def _values(record: Record, key: str) -> list[Any]:
         return [values.bytes or values.tokens + values.documents] if isinstance(values, PositionCurve) else []
     if key == "processor":
         hardware = record.provenance.get("hardware", {})
-        timed = isinstance(values, TrainStep | Prefill | Decode)
+        timed = isinstance(values, Timed)
         return [hardware.get("gpu") or hardware.get("processor")] if timed and hardware else []
     return [getattr(record.conditions, key)] if values is not None else []
 

@@ -21,43 +21,52 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from harness import reference
 from harness.report.adapting import Adapting, dynamic
+from harness.report.against import Against, compare
 from harness.report.benchmarks import benchmarks
 from harness.report.collect import Run, collect
 from harness.report.conditions import conditions, gate, job, provenance, tuning
 from harness.report.contexts import Contexts
 from harness.report.cost import quality_against_cost
 from harness.report.curves import Curves
-from harness.report.details import all_buckets, all_diagnostics, all_timings, seeds
+from harness.report.details import all_buckets, all_diagnostics, seeds
 from harness.report.figures import draw
 from harness.report.figures.axes import Drawn
+from harness.report.latency import all_timings, decode_by_batch
 from harness.report.likeness import require_alike
+from harness.report.pooling import config_of
 from harness.report.recall import Recall, recall, recall_cells
 from harness.report.significance import context_gain, conventions, significance
 from harness.report.summary import differences, summary
 from harness.report.tables import Table, to_csv, to_latex, to_markdown
+from harness.report.verdicts import against
+from harness.report.view import AS_IS, View
 
 Captioned = TypeVar("Captioned", Drawn, Table)
 
 _TERMINAL = ("model", "ppl_trained", "ppl_longest", "bits_per_byte", "prefill", "decode_p50")
 
 
-def render(folders: Path | Sequence[Path], allow_unlike: Sequence[str] = ()) -> Path:
-    """Draw the report of one run folder, or of several seeds' folders together; the path of its page.
+def render(folders: Path | Sequence[Path], allow_unlike: Sequence[str] = (), view: View = AS_IS) -> Path:
+    """Draw the report of one run folder, or of several together; the path of its page.
 
-    It lies in `report/` of the run folder, or of the folder that several have in common. ValueError in one line where
-    there are no records, or where models differ in what must be equal and `allow_unlike` does not name it.
+    It lies in `report/` of the run folder, of the folder that several have in common, or of `view.out`. ValueError in
+    one line where there are no records, or where models differ in what must be equal and `allow_unlike` does not name
+    it.
     """
-    several = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
-    run, note = require_alike(collect(several), allow_unlike)
-    curves, contexts, adapting, recalled = Curves(run), Contexts(run), Adapting(run), Recall(run)
-    out = Path(os.path.commonpath([folder.resolve() for folder in several])) / "report"
+    several = _paths(folders)
+    run, note = _read(several, allow_unlike, view)
+    curves, contexts, adapting, recalled = Curves(run, view.per_octave), Contexts(run), Adapting(run), Recall(run)
+    compared = compare(run, _references(several, view), config_of(several[0]))
+    out = (view.out or Path(os.path.commonpath([folder.resolve() for folder in several]))) / "report"
     if (out / "report.html").exists():
         shutil.rmtree(out)
     for part in ("figures", "tables"):
         (out / part).mkdir(parents=True, exist_ok=True)
-    figures = [_noted(figure, note) for figure in draw(run, curves, contexts, adapting, recalled, out / "figures")]
-    tables = [_noted(table, note) for table in make_tables(run, curves, contexts, adapting, recalled)]
+    drawn = draw(run, curves, contexts, adapting, recalled, compared, out / "figures", view)
+    figures = [_noted(figure, note) for figure in drawn]
+    tables = [_noted(table, note) for table in make_tables(run, curves, contexts, adapting, recalled, compared)]
     for table in tables:
         for ending, write in (("csv", to_csv), ("tex", to_latex), ("md", to_markdown)):
             (out / "tables" / f"{table.name}.{ending}").write_text(write(table), encoding="utf-8")
@@ -67,10 +76,28 @@ def render(folders: Path | Sequence[Path], allow_unlike: Sequence[str] = ()) -> 
     return page
 
 
-def make_tables(run: Run, curves: Curves, contexts: Contexts, adapting: Adapting, recalled: Recall) -> list[Table]:
+def _paths(folders: Path | Sequence[Path]) -> list[Path]:
+    return [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
+
+
+def _read(folders: list[Path], allow_unlike: Sequence[str], view: View) -> tuple[Run, str]:
+    """The chosen rows, and the sentence on what in them is not alike."""
+    return require_alike(view.choose(collect(folders)), allow_unlike)
+
+
+def _references(folders: list[Path], view: View) -> list[reference.Reference]:
+    """The numbers to draw beside ours: those chosen, else those that the runs name in their config."""
+    named = [view.reference] if view.reference else [config_of(folder).get("reference") for folder in folders]
+    return [reference.load(name) for name in dict.fromkeys(named) if name]
+
+
+def make_tables(
+    run: Run, curves: Curves, contexts: Contexts, adapting: Adapting, recalled: Recall, compared: Sequence[Against]
+) -> list[Table]:
     """Every table that the records allow, in the order of the page."""
     made = [
-        summary(run, curves), quality_against_cost(run, curves), context_gain(run, contexts), differences(run, curves),
+        summary(run, curves), *against(compared), quality_against_cost(run, curves), decode_by_batch(run),
+        context_gain(run, contexts), differences(run, curves),
         significance(run, curves), conventions(run, curves), dynamic(run, adapting), recall(recalled),
         benchmarks(run), seeds(run, curves), gate(run), conditions(run), tuning(run), job(run), provenance(run),
         all_buckets(curves), all_timings(run), recall_cells(recalled), all_diagnostics(run),
@@ -78,11 +105,10 @@ def make_tables(run: Run, curves: Curves, contexts: Contexts, adapting: Adapting
     return [table for table in made if table is not None]
 
 
-def terminal_summary(folders: Path | Sequence[Path], allow_unlike: Sequence[str] = ()) -> RichTable:
+def terminal_summary(folders: Path | Sequence[Path], allow_unlike: Sequence[str] = (), view: View = AS_IS) -> RichTable:
     """The summary's most wanted columns at a terminal's width, with what failed below."""
-    several = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
-    run, note = require_alike(collect(several), allow_unlike)
-    table = summary(run, Curves(run))
+    run, note = _read(_paths(folders), allow_unlike, view)
+    table = summary(run, Curves(run, view.per_octave))
     shown = [i for i, column in enumerate(table.columns) if column.key in _TERMINAL]
     failures = "\n".join([*(f"not measured: {failure.kind}: {failure}" for failure in run.failures()), note]).strip()
     terminal = RichTable(

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from harness.records import Decode, Loaded, Prefill, Training, TrainStep
+from harness.records import Decode, FirstToken, Loaded, Prefill, Training, TrainStep
 from harness.report import formats
 from harness.report.collect import Run
 from harness.report.curves import Curves
 from harness.report.formats import Interval
 from harness.report.paired import Paired
 from harness.report.tables import Column, Table
-from harness.report.timings import longest_common, timings
+from harness.report.timings import doubtful, longest_common, timings
 from harness.statistics import FEWEST_DOCUMENTS, Estimate
 
 LOG2 = math.log(2)
@@ -71,7 +71,8 @@ def summary(run: Run, curves: Curves) -> Table:
     names = run.models + run.floors
     prefill = {name: timings(run, Prefill, name) for name in names}
     decode = {name: timings(run, Decode, name) for name in names}
-    length, context = longest_common(prefill), longest_common(decode)
+    first = {name: timings(run, FirstToken, name) for name in names}
+    length, prompt, context = longest_common(prefill), longest_common(first), longest_common(decode)
     chosen = [head for head in headlines(curves) if head.key != "short"]
     rows = []
     for name in names:
@@ -87,14 +88,16 @@ def summary(run: Run, curves: Curves) -> Table:
         if length in prefill[name]:
             timing = prefill[name][length]
             row |= {"prefill": timing.median_throughput, "peak_bytes": timing.peak_bytes}
+        if prompt in first[name]:
+            row["first_token"] = first[name][prompt].milliseconds(50)
         if context in decode[name]:
             steps = decode[name][context]
             row |= {f"decode_p{p}": steps.milliseconds(p) for p in (50, 90, 99)}
             row |= {"state_bytes": steps.state_bytes}
         rows.append(row)
     failed = frozenset(i for i, row in enumerate(rows) if row["status"] != "ok")
-    columns = _summary_columns(chosen, curves, length, context, run.floors)
-    caption = _summary_caption(curves, length, context)
+    columns = _summary_columns(chosen, curves, (length, prompt, context), run.floors)
+    caption = f"{_summary_caption(curves, (length, prompt, context))} {doubtful(run)}".strip()
     return Table("summary", "Summary", caption, columns, rows, failed, len(run.models) if run.floors else None)
 
 
@@ -114,8 +117,9 @@ def _identity(run: Run, name: str) -> dict[str, Any]:
 
 
 def _summary_columns(
-    chosen: list[Headline], curves: Curves, length: int | None, context: int | None, floors: list[str]
+    chosen: list[Headline], curves: Curves, timed_at: tuple[int | None, int | None, int | None], floors: list[str]
 ) -> list[Column]:
+    length, prompt, context = timed_at
     unit = f"ppl/{curves.unit}"
     trained = curves.trained if curves.names else None
     within = [Column("bits_within", f"bits/byte within {trained}", formats.interval)] if trained else []
@@ -138,13 +142,15 @@ def _summary_columns(
         *within,
         *([Column("bits_per_byte", "bits/byte over all", formats.interval)] if curves.names else []),
         *(timed if length else []),
+        *([Column("first_token", f"first token ms at {prompt}", formats.significant)] if prompt else []),
         *(decoded if context else []),
         Column("kernel_path", "kernel path", text=True),
         Column("status", "status", text=True),
     ]
 
 
-def _summary_caption(curves: Curves, length: int | None, context: int | None) -> str:
+def _summary_caption(curves: Curves, timed_at: tuple[int | None, int | None, int | None]) -> str:
+    length, prompt, context = timed_at
     parts = []
     if curves.names:
         parts.append(f"Perplexity (ppl) and bits per byte on {describe(curves)}; lower is better.")
@@ -153,6 +159,8 @@ def _summary_caption(curves: Curves, length: int | None, context: int | None) ->
             parts.append(f"'Within {curves.trained}': over all positions inside the training length.")
     if length:
         parts.append(f"Prefill: {length} tokens from an empty state, median; peak memory of the same.")
+    if prompt:
+        parts.append(f"First token: from the ids of {prompt} tokens to a sampled token on the host, median.")
     if context:
         parts.append(f"Decode: single-token steps after {context} tokens, percentiles of all timed steps.")
     return " ".join(parts)

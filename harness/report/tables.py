@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,22 @@ def to_markdown(table: Table) -> str:
     return f"**{table.title}.** {table.caption}\n\n{body}\n"
 
 
+def to_text(table: Table) -> str:
+    """Aligned columns for a terminal, under title and caption."""
+    lines = [[column.title for column in table.columns], *table.text()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    lines.insert(1, ["─" * width for width in widths])
+    aligned = [
+        [
+            cell.ljust(width) if column.text else cell.rjust(width)
+            for cell, width, column in zip(line, widths, table.columns, strict=True)
+        ]
+        for line in lines
+    ]
+    body = "\n".join("  ".join(line).rstrip() for line in aligned)
+    return f"{table.title}. {textwrap.fill(table.caption, 110)}\n\n{body}"
+
+
 def to_latex(table: Table) -> str:
     """A booktabs tabular (needs \\usepackage{booktabs}), ready for \\input; the caption stands above as a comment."""
     spec = "".join("l" if column.text else "r" for column in table.columns)
@@ -103,7 +120,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "×": r"$\times$", "≤": r"$\le$",
     "Δ": r"$\Delta$", "∞": r"$\infty$", "✗": r"$\times$", "·": r"$\cdot$", "…": r"\dots{}",
-    "<": "$<$", ">": "$>$", "[": "{[}",
+    "<": "$<$", ">": "$>$", "[": "{[}", "η": r"$\eta$", "†": r"\dag{}",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 The batch of a step depends on the seed and the step alone, the learning rate on the step alone; so weights, optimiser
 state and step number are all that a resumed run needs to continue to the same bits (on a CPU at a fixed thread
 count). Nothing is read back from the device between two log intervals. Accelerate brings the loop to one CPU, one GPU
-or the processes that torchrun starts; each of those takes its share of every batch's rows.
+or the processes that torchrun starts; `harness.train.engine` says how those share a batch and a model.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from torch.nn import functional as F
 from baselines.interface import SequenceModel
 from harness.data.batches import Batches
 from harness.records import Training
-from harness.train.checkpoint import load_resume, save_resume
+from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
+from harness.train.engine import before_the_last, recompute_blocks, shares, spread
+from harness.train.resume import load_resume, save_resume
 from harness.train.schedule import learning_rate
 
 Progress = Callable[[dict[str, Any]], None]
@@ -58,18 +60,21 @@ class Trainer:
         baseline: SequenceModel,
         batches: Batches,
         config: TrainConfig,
-        resume_path: Path,
+        runtime: RuntimeConfig,
+        resume_folder: Path,
         accelerator: Accelerator,
         progress: Progress,
     ) -> None:
-        if config.batch_size % accelerator.num_processes:
+        if config.batch_size < accelerator.num_processes:
             raise ValueError(
                 f"train.batch_size={config.batch_size} cannot be shared by {accelerator.num_processes} processes"
             )
-        self.baseline, self.batches, self.config = baseline, batches, config
-        self.resume_path, self.accelerator, self.progress = resume_path, accelerator, progress
+        self.baseline, self.batches, self.config, self.runtime = baseline, batches, config, runtime
+        self.resume_folder, self.accelerator, self.progress = resume_folder, accelerator, progress
+        if runtime.activation_checkpointing:
+            recompute_blocks(baseline.model)
+        self.model = spread(baseline.model, runtime.engine, accelerator)
         self.optimizer = make_optimizer(baseline.model, config)
-        self.model, self.optimizer = accelerator.prepare(baseline.model, self.optimizer)
         self.step = 0
         self.loss: list[float] = []
         self.tokens_seen: list[int] = []
@@ -91,7 +96,7 @@ class Trainer:
             now = time.perf_counter()
             self.wall_seconds, wall = self.wall_seconds + now - wall, now
             self.cpu_seconds, cpu = self.cpu_seconds + time.process_time() - cpu, time.process_time()
-            if now - last_save > self.config.checkpoint_seconds:
+            if self._agreed(now - last_save) > self.config.checkpoint_seconds:
                 self._keep()
                 last_save = now
         self.baseline.model.eval()
@@ -99,15 +104,25 @@ class Trainer:
 
     def _update(self, step: int) -> Tensor:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        windows = torch.from_numpy(self.batches.batch(step)[rank::world]).to(self.accelerator.device)
+        windows = torch.from_numpy(self.batches.batch(step)).to(self.accelerator.device)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config)
-        with self.accelerator.autocast():
-            loss = loss_of(self.model, windows)
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        *others, last = shares(windows, rank, world, self.runtime.micro_batch)
+        total = torch.zeros((), device=self.accelerator.device)
+        for part in others:
+            with before_the_last(self.model):
+                total += self._gradients(*part)
+        total += self._gradients(*last)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def _gradients(self, windows: Tensor, weight: float) -> Tensor:
+        """Add the gradients of the weighted mean loss of `windows`, and return that."""
+        with self.accelerator.autocast():
+            loss = weight * loss_of(self.model, windows)
+        loss.backward()
         return loss.detach()
 
     def _log(self, running: Tensor) -> None:
@@ -120,20 +135,19 @@ class Trainer:
         total = self.config.steps * self.config.tokens_per_step
         self.progress({"done": self.tokens_seen[-1], "total": total, "loss": mean})
 
+    def _agreed(self, seconds: float) -> float:
+        """The mean over processes, which all must save at the same step."""
+        return float(self.accelerator.reduce(torch.tensor(seconds, device=self.accelerator.device), "mean"))
+
     def _keep(self) -> None:
-        if self.accelerator.is_main_process:
-            names = ("step", "loss", "tokens_seen", "wall_seconds", "cpu_seconds")
-            state = {name: getattr(self, name) for name in names}
-            model = self.accelerator.unwrap_model(self.model).state_dict()
-            save_resume(self.resume_path, state | {"model": model, "optimizer": self.optimizer.state_dict()})
+        names = ("step", "loss", "tokens_seen", "wall_seconds", "cpu_seconds")
+        progress = {name: getattr(self, name) for name in names}
+        save_resume(self.resume_folder, progress, self.baseline.model, self.optimizer, self.accelerator)
 
     def _restore(self) -> None:
-        state = load_resume(self.resume_path)
-        if state is not None:
-            self.accelerator.unwrap_model(self.model).load_state_dict(state.pop("model"))
-            self.optimizer.load_state_dict(state.pop("optimizer"))
-            for name, value in state.items():
-                setattr(self, name, value)
+        progress = load_resume(self.resume_folder, self.baseline.model, self.optimizer, self.accelerator)
+        for name, value in (progress or {}).items():
+            setattr(self, name, value)
 
     def _summary(self) -> Training:
         return Training(

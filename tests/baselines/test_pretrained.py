@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,7 +24,11 @@ from transformers import (
 
 from baselines.config import SizeConfig, fit_to_size
 from baselines.pretrained import Config, Pretrained
+from harness.data.tokens import TokenDocument
 from harness.gate import run_gate
+from harness.measure.fixed_target import BLOCK, fixed_target
+from harness.measure.position import position_curve
+from harness.measure.window import windowed
 from tests.baselines import checks
 
 TEXT = "Grüße aus Köln: the cat sat on the mat, the dog sat on the log. 日本 — the end of the end.\n"
@@ -158,6 +163,47 @@ def test_gguf_is_loaded_from_the_file_alone(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ValueError, match=r"pip install 'ttt-bench\[gguf\]'"):
         Pretrained.load(Config(path=str(tmp_path / "model.gguf")))
     assert asked == [(str(tmp_path), {"trust_remote_code": False, "gguf_file": "model.gguf"})]
+
+
+def test_every_convention_reads_the_same_bytes(loaded: Pretrained, tmp_path: Path) -> None:
+    """A window over a whole document is its position curve, and blocks of targets share out the same losses."""
+    free = Pretrained(llama(max_position_embeddings=512), loaded.tokenizer)
+    text = np.frombuffer(TEXT.encode() * 2, np.uint8)
+    documents = [TokenDocument(f"d{i}", text) for i in range(5)]
+
+    def score(rows: np.ndarray, targets: int) -> np.ndarray:
+        return free.score(torch.from_numpy(rows.astype(np.int64)), targets=targets).numpy()
+
+    def told(done: int, total: int) -> None:
+        assert done <= total
+
+    size = len(text)
+    position_curve(score, free.encode, documents, size, None, tmp_path / "p", tmp_path, told)
+    windowed(score, free.encode, documents, size, size, size, None, tmp_path / "w", tmp_path, told)
+    fixed_target(score, free.encode, documents, 128, 32, None, tmp_path / "f", tmp_path, told)
+    position, window, fixed = (pd.read_parquet(tmp_path / name) for name in "pwf")
+    for column in ("target_bytes", "nll"):
+        for one, other in zip(position[column], window[column], strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+    assert {sum(row) for row in fixed["target_bytes"]} == {BLOCK}
+    assert set(fixed["context"]) == {16, 32, 64, 128}
+    whole = fixed[fixed["context"] == 128].iloc[0]
+    assert whole["start"] == 128
+    np.testing.assert_allclose(whole["nll"], shares_of(position, free, documents[0], 128), atol=1e-5)
+
+
+def shares_of(position: pd.DataFrame, model: Pretrained, document: TokenDocument, start: int) -> list[float]:
+    """What the losses of the position curve, spread over bytes, come to on one block, token by token."""
+    sizes, found = model.encode(document.ids.tobytes()).sizes, {}
+    token_of = np.repeat(np.arange(len(sizes)), sizes)
+    for byte in range(start, start + BLOCK):
+        token = int(token_of[byte])
+        parts = [token]
+        while sizes[parts[-1] - 1] == 0:
+            parts.append(parts[-1] - 1)
+        loss = sum(position["nll"][0][part - 1] for part in parts) / sizes[token]
+        found[token] = found.get(token, 0.0) + loss
+    return list(found.values())
 
 
 def test_it_scores_the_same_tokens_in_half_precision(loaded: Pretrained) -> None:

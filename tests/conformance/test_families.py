@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from baselines.interface import SequenceModel
 from baselines.registry import families, find
 from harness.config_errors import CONF
 from harness.gate import run_gate
+from harness.train.engine import blocks, recompute_blocks
 
 MODELS = sorted((CONF / "model").glob("*.yaml"))
 TINY = SizeConfig(parameters=60_000, tolerance=0.05, hidden_size=32, num_layers=2, head_dim=16)
@@ -111,6 +113,29 @@ def test_gradients_reach_every_parameter(baseline: SequenceModel) -> None:
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
     missing = [name for name, p in baseline.model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not missing
+
+
+def test_activations_computed_again_give_the_same_gradients(baseline: SequenceModel) -> None:
+    ids = torch.randint(VOCAB, (2, 37))
+    model = baseline.model.train()
+    stacked = blocks(model)
+    assert len(stacked) == model.config.num_hidden_layers
+    calls: list[object] = []
+
+    def counted(forward: Callable[..., object]) -> Callable[..., object]:
+        return lambda *given, **named: (calls.append(forward), forward(*given, **named))[1]
+
+    for block in stacked:
+        block.forward = counted(block.forward)
+    gradients = []
+    for again in (False, True):
+        if again:
+            recompute_blocks(model)
+        loss = torch.nn.functional.cross_entropy(model(ids, use_cache=False).logits.flatten(0, 1), ids.flatten())
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+        assert len(calls) == (3 if again else 1) * len(stacked)
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_a_saved_model_is_the_same_in_transformers_hands(baseline: SequenceModel, tmp_path: Path) -> None:

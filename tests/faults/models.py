@@ -98,7 +98,7 @@ def shifted_targets(baseline: SequenceModel) -> None:
 def coarse_log_softmax(baseline: SequenceModel) -> None:
     """The log-softmax of the score is taken in bfloat16."""
 
-    def score(ids: Tensor, segment: int = 1024, targets: int | None = None) -> Tensor:
+    def score(ids: Tensor, segment: int = 2048, targets: int | None = None) -> Tensor:
         logits = baseline.forward(ids)[:, :-1].bfloat16()
         nll = -logits.log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2).float()
         return nll if targets is None else nll[:, -targets:]

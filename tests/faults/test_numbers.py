@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from baselines.interface import SequenceModel
 from harness.data import documents as data
@@ -63,20 +64,17 @@ class WarmsInside(PrefillScenario):
         super().warm()
         self.cold = True
 
-    def turn(self, clock: Clock) -> list[float]:
-        def work() -> None:
-            if self.cold:
-                self._work()
+    def _work(self) -> tuple[Tensor, object]:
+        if getattr(self, "cold", False):
             self.cold = False
-            self._work()
-
-        return self.timed(work, clock)
+            super()._work()
+        return super()._work()
 
 
 class CountsThePrefill(DecodeScenario):
     """The first token's time holds the prefill of its context."""
 
-    def _steps(self, clock: Clock | None = None) -> list[object]:
+    def _work(self, clock: Clock | None = None) -> list[object]:
         marks = [clock.mark()] if clock else []
         _, state = self.baseline.prefill(self.context)
         for i in range(self.tokens):

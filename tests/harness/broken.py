@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,20 @@ import torch
 from mine import gru  # type: ignore[import-not-found]
 
 from baselines.config import Unsupported
+
+DYING = 25
+"""Forward calls that the second process of a mortal model lives through."""
+
+
+def dies_in_the_end(calls: int) -> Callable[..., None]:
+    left = [None] * calls
+
+    def hook(*_: object) -> None:
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left.pop()
+
+    return hook
 
 
 @dataclass
@@ -38,6 +53,8 @@ class Broken(gru.GRU):  # type: ignore[misc]
         made = super().build(config, vocab_size)
         if config.fault == "nan":
             torch.nn.init.constant_(made.model.embed.weight, float("nan"))
+        if config.fault == "mortal" and os.environ.get("RANK") == "1":
+            made.model.register_forward_pre_hook(dies_in_the_end(DYING))
         return made
 
     @classmethod

@@ -69,7 +69,11 @@ def test_flags_may_stand_anywhere() -> None:
         ("a=b=c=", "a=b=c=: not a valid override"),
         ("size.tolerance=2", "size.tolerance is 2.0: must lie between 0 and 1"),
         ("runtime.dtype=int8", "runtime.dtype is 'int8': choose one of float32, bfloat16"),
+        ("runtime.engine=zero", "runtime.engine is 'zero': choose one of ddp, fsdp"),
+        ("runtime.micro_batch=0", "runtime.micro_batch is 0: must be at least 1"),
         ("measure.prefill_lengths=[0]", "measure.prefill_lengths is [0]"),
+        ("reference=ttt_table9", "reference=ttt_table9: no such file; give the path of a .yaml file or one of lact, "),
+        ("reference=ttt_table1", "none of which is in model=[my_gru]"),
         ("measure.max_length=100000000", "the longest test document has"),
     ],
 )

@@ -117,7 +117,13 @@ def test_every_option_runs_in_smoke_size(option: str, tmp_path: Path, monkeypatc
 
 def test_the_hash_leaves_out_the_seed_and_the_place(tmp_path: Path) -> None:
     base = composed([])
-    assert composed(["seed=3", "output=elsewhere", "runtime.workers=1"]).hash == base.hash
+    shared = [
+        "runtime.workers=1",
+        "runtime.engine=fsdp",
+        "runtime.micro_batch=1",
+        "runtime.activation_checkpointing=true",
+    ]
+    assert composed(["seed=3", "output=elsewhere", *shared]).hash == base.hash
     assert composed(["train.tokens=500000"]).hash != base.hash
     assert composed(["model.transformer.rope_theta=5000"]).hash != base.hash
     assert composed(["output=elsewhere"]).run_folder == Path("elsewhere/runs") / f"quickstart-{base.hash}"

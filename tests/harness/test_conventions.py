@@ -9,17 +9,18 @@ import pandas as pd
 import pytest
 import torch
 
-from baselines.interface import SequenceModel, bytes_as_tokens
+from baselines.interface import Encoded, SequenceModel, bytes_as_tokens
 from harness.data.tokens import TokenDocument
 from harness.measure.fixed_target import BLOCK, block_starts, contexts_up_to, fixed_target
 from harness.measure.nll_file import Score
 from harness.measure.position import position_curve
+from harness.measure.reading import Reading
 from harness.measure.window import windowed, windows
 
 
 def counting_document(name: str, length: int) -> TokenDocument:
     """Token i is i, so that what was fed can be read off."""
-    return TokenDocument(name, np.arange(length, dtype=np.uint16))  # type: ignore[arg-type]
+    return TokenDocument(name, np.arange(length, dtype=np.uint8))
 
 
 def first_token(rows: np.ndarray, targets: int) -> np.ndarray:
@@ -46,7 +47,7 @@ def test_blocks_lie_evenly_behind_the_longest_context() -> None:
 
 def test_fixed_targets_see_the_same_tokens_with_the_stated_context(tmp_path: Path) -> None:
     documents = [counting_document(f"d{i}", 90 + i) for i in range(5)] + [counting_document("short", 40)]
-    found = fixed_target(first_token, documents, 64, 32, 32, tmp_path / "f.parquet", tmp_path, silent)
+    found = fixed_target(first_token, bytes_as_tokens, documents, 64, 32, 32, tmp_path / "f.parquet", tmp_path, silent)
     assert (found.contexts, found.documents, found.targets) == ([16, 32, 64], 5, 5 * BLOCK)
     table = pd.read_parquet(tmp_path / found.nll_file)
     assert set(table["document"]) == {f"d{i}" for i in range(5)}
@@ -58,7 +59,9 @@ def test_fixed_targets_see_the_same_tokens_with_the_stated_context(tmp_path: Pat
 
 def test_too_short_documents_are_an_error_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fewer than 5 test documents have 16 targets behind 16 tokens"):
-        fixed_target(first_token, [counting_document("a", 20)], 64, 32, None, tmp_path / "f", tmp_path, silent)
+        fixed_target(
+            first_token, bytes_as_tokens, [counting_document("a", 20)], 64, 32, None, tmp_path / "f", tmp_path, silent
+        )
 
 
 @pytest.mark.parametrize(("length", "window", "stride"), [(50, 8, 8), (50, 8, 3), (9, 8, 8), (5, 8, 2), (33, 16, 16)])
@@ -73,7 +76,9 @@ def test_windows_score_every_token_once_and_hold_no_more_than_they_may(length: i
 
 
 def test_a_windows_targets_get_what_the_window_holds(tmp_path: Path) -> None:
-    found = windowed(first_token, [counting_document("a", 30)], 30, 8, 4, None, tmp_path / "w", tmp_path, silent)
+    found = windowed(
+        first_token, bytes_as_tokens, [counting_document("a", 30)], 30, 8, 4, None, tmp_path / "w", tmp_path, silent
+    )
     (nll,) = pd.read_parquet(tmp_path / found.nll_file)["nll"]
     wanted = [next(b for b, e, n in windows(30, 8, 4) if e - n < token <= e) for token in range(1, 30)]
     assert list(nll) == wanted
@@ -97,6 +102,69 @@ def letters(count: int, length: int) -> list[TokenDocument]:
     return [TokenDocument(f"d{i}", rng.integers(97, 123, length, dtype=np.uint8)) for i in range(count)]
 
 
+SIZES = (1, 3, 2, 0, 0, 4, 1, 1, 5)
+"""Bytes of the tokens that `uneven` cuts a text into, over and over; two tokens are but parts of the one after them."""
+
+
+def uneven(text: bytes) -> Encoded:
+    """Token i is i."""
+    sizes = np.resize(SIZES, len(text))
+    count = int(np.searchsorted(np.cumsum(sizes), len(text), side="right"))
+    return Encoded(np.arange(count), sizes[:count])
+
+
+def of_the_last(rows: np.ndarray, targets: int) -> np.ndarray:
+    """A token costs its own number: what is asked about is what is scored, in which batch ever."""
+    return rows[:, -targets:].astype(float)
+
+
+def test_a_tokenizers_blocks_are_the_same_bytes_and_its_tokens_count_by_their_bytes_in_them(tmp_path: Path) -> None:
+    document = TokenDocument("a", np.arange(250, dtype=np.uint8))
+    found = fixed_target(of_the_last, uneven, [document], 64, 48, None, tmp_path / "f", tmp_path, silent)
+    table = pd.read_parquet(tmp_path / "f")
+    ends = np.cumsum(uneven(document.ids.tobytes()).sizes)
+    starts = np.r_[0, ends[:-1]]
+    for _, row in table.iterrows():
+        block = range(row["start"], row["start"] + BLOCK)
+        assert sum(row["target_bytes"]) == BLOCK
+        wanted = 0.0
+        for token, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            whole = token + sum(part for part in range(token) if starts[part] == ends[part] == start)
+            wanted += sum(whole / (end - start) for byte in range(start, end) if byte in block)
+        assert sum(row["nll"]) == pytest.approx(wanted)
+    assert found.targets == 48
+    assert set(table["context"]) == {16, 32, 64}
+
+
+@pytest.mark.parametrize("context", [16, 32, 64])
+def test_a_tokenizers_contexts_are_as_many_bytes_to_within_a_token(context: int) -> None:
+    reading = Reading("a", uneven(bytes(250)))
+    for start in range(80, 200):
+        begin, end = reading.covering(start, start + BLOCK)
+        assert reading.starts[begin] <= start < reading.ends[begin : begin + 3].max()
+        assert reading.starts[end - 1] < start + BLOCK <= reading.ends[end - 1]
+        since = reading.since(int(reading.starts[begin]) - context, begin)
+        given = reading.starts[begin] - reading.starts[[since - 1, since]]
+        assert given[1] <= context < given[0]
+
+
+@pytest.mark.parametrize(("window", "stride"), [(16, 16), (16, 5), (3, 2)])
+def test_a_tokenizers_windows_score_every_token_but_the_first_once(tmp_path: Path, window: int, stride: int) -> None:
+    document = TokenDocument("a", np.arange(120, dtype=np.uint8))
+    windowed(of_the_last, uneven, [document], 120, window, stride, None, tmp_path / "w", tmp_path, silent)
+    (row,) = pd.read_parquet(tmp_path / "w").to_dict("records")
+    ids, sizes = uneven(document.ids.tobytes())
+    assert list(row["nll"]) == list(ids[1:])
+    assert list(row["target_bytes"]) == list(sizes[1:])
+    assert row["first_bytes"] == sizes[0]
+    windowed(first_token, uneven, [document], 120, window, stride, None, tmp_path / "c", tmp_path, silent)
+    (given,) = pd.read_parquet(tmp_path / "c")["nll"]
+    ends = np.cumsum(sizes)
+    for token, first in enumerate(given.astype(int), start=1):
+        assert first < token
+        assert ends[token] - (ends[first] - sizes[first]) <= window + 1 + 2 * max(SIZES)
+
+
 def test_one_pass_gives_the_whole_position_curve(gru: SequenceModel, fed: list[int], tmp_path: Path) -> None:
     documents = letters(3, 500)
     position_curve(scorer(gru), bytes_as_tokens, documents, 500, None, tmp_path / "p", tmp_path, silent)
@@ -104,7 +172,7 @@ def test_one_pass_gives_the_whole_position_curve(gru: SequenceModel, fed: list[i
 
 
 def test_fixed_targets_cost_their_context_once_a_block(gru: SequenceModel, fed: list[int], tmp_path: Path) -> None:
-    fixed_target(scorer(gru), letters(5, 400), 128, 32, None, tmp_path / "f", tmp_path, silent)
+    fixed_target(scorer(gru), bytes_as_tokens, letters(5, 400), 128, 32, None, tmp_path / "f", tmp_path, silent)
     assert sum(fed) == 5 * 2 * sum(context + BLOCK - 1 for context in (16, 32, 64, 128))
 
 
@@ -112,8 +180,8 @@ def test_the_three_conventions_agree_where_they_ask_the_same(gru: SequenceModel,
     """A window as long as the document is the position curve, whose targets a context from the start on also gives."""
     documents = letters(5, 48)
     position_curve(scorer(gru), bytes_as_tokens, documents, 48, None, tmp_path / "p", tmp_path, silent)
-    windowed(scorer(gru), documents, 48, 48, 48, None, tmp_path / "w", tmp_path, silent)
-    fixed_target(scorer(gru), documents, 32, 16, None, tmp_path / "f", tmp_path, silent)
+    windowed(scorer(gru), bytes_as_tokens, documents, 48, 48, 48, None, tmp_path / "w", tmp_path, silent)
+    fixed_target(scorer(gru), bytes_as_tokens, documents, 32, 16, None, tmp_path / "f", tmp_path, silent)
     position, window, fixed = (pd.read_parquet(tmp_path / name) for name in "pwf")
     fixed = fixed[fixed["context"] == 32]
     for i in range(5):
@@ -127,6 +195,6 @@ def test_a_nan_names_its_document_and_position(tmp_path: Path) -> None:
 
     documents = [counting_document(f"d{i}", 90) for i in range(5)]
     with pytest.raises(ArithmeticError, match="NLL of d0 is not finite at position 40"):
-        windowed(score, documents, 90, 8, 8, None, tmp_path / "w", tmp_path, silent)
+        windowed(score, bytes_as_tokens, documents, 90, 8, 8, None, tmp_path / "w", tmp_path, silent)
     with pytest.raises(ArithmeticError, match="NLL of d0 is not finite at position 40"):
-        fixed_target(score, documents, 32, 64, None, tmp_path / "f", tmp_path, silent)
+        fixed_target(score, bytes_as_tokens, documents, 32, 64, None, tmp_path / "f", tmp_path, silent)

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from baselines.config import Unsupported
 from baselines.interface import Encoded, SequenceModel, bytes_as_tokens
+from harness.config import RunConfig
 from harness.data.tokens import TokenDocument
-from harness.measure.clock import WallClock
+from harness.jobs import Shape, shapes
+from harness.measure.clock import CudaClock, WallClock
+from harness.measure.config import MeasureConfig
 from harness.measure.memory import peak_bytes
 from harness.measure.position import position_curve
-from harness.measure.scenarios import DecodeScenario, PrefillScenario, TrainStepScenario
+from harness.measure.scenarios import (
+    DecodeScenario,
+    FirstTokenScenario,
+    PrefillScenario,
+    Scenario,
+    TrainStepScenario,
+)
+from harness.measure.stand import Stand
 from harness.train.config import TrainConfig
 
 
@@ -59,6 +72,135 @@ def test_prefill_times_one_call_without_the_warm_up(gru: SequenceModel) -> None:
     assert scenario.values().seconds == [10.0]
 
 
+def test_the_first_token_is_one_call_from_the_prompt_on_the_host_to_a_token_on_the_host(gru: SequenceModel) -> None:
+    """Faults: two calls inside one timer; a time that ends when the work is issued, before a user has anything."""
+    clock = WorkClock(gru)
+    scenario = FirstTokenScenario(gru, "cpu", batch=2, length=9)
+    scenario.warm()
+    before = clock.calls
+    assert scenario.take_turn(clock) == [10.0]
+    assert clock.calls == before + 1
+    tokens = scenario._work()
+    assert [type(token) for token in tokens] == [int, int]
+    values = scenario.values()
+    assert (values.batch, values.length, values.seconds, values.turns) == (2, 9, [10.0], 1)
+
+
+@pytest.mark.parametrize(("host", "clock"), [(True, WallClock), (False, CudaClock)])
+def test_what_ends_on_the_host_is_timed_by_the_wall_clock_on_a_gpu_too(host: bool, clock: type) -> None:
+    stand, shape = Stand(None, None, RunConfig(), "cuda"), Shape("first_token", 9, 1)  # type: ignore[arg-type]
+    stand.scenarios[shape] = SimpleNamespace(ends_on_host=host, take_turn=lambda clock: [clock])  # type: ignore[assignment]
+    assert [type(used) for used in stand.turn(shape)] == [clock]
+    assert FirstTokenScenario.ends_on_host
+    assert not any(other.ends_on_host for other in (PrefillScenario, DecodeScenario, TrainStepScenario))
+
+
+def every_scenario(model: SequenceModel) -> list[Scenario]:
+    recipe = TrainConfig(tokens=1024, length=16, batch_size=2)
+    return [
+        PrefillScenario(model, "cpu", 1, 9), FirstTokenScenario(model, "cpu", 1, 9),
+        DecodeScenario(model, "cpu", 1, 9, 3), TrainStepScenario(model, "cpu", recipe, autocast=False),
+    ]  # fmt: skip
+
+
+def test_inputs_are_made_before_the_clock_starts(gru: SequenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: random inputs made inside the timed loop."""
+    clock = WorkClock(gru)
+    made = Scenario.random_ids
+
+    def slowly(scenario: Scenario, length: int) -> torch.Tensor:
+        clock.now += 1000.0
+        return made(scenario, length)
+
+    monkeypatch.setattr(Scenario, "random_ids", slowly)
+    for scenario in every_scenario(gru):
+        scenario.prepare()
+        assert max(scenario.take_turn(clock) + scenario.take_turn(clock)) <= 10.0
+
+
+def test_turns_are_kept_apart_and_none_holds_marks_of_the_one_before(gru: SequenceModel) -> None:
+    """Fault: marks kept from turn to turn, so that the next turn's prefill counts as a token."""
+    clock = WorkClock(gru)
+    for scenario, calls in zip(every_scenario(gru), (1, 1, 3, 1), strict=True):
+        scenario.prepare()
+        turns = [scenario.take_turn(clock) for _ in range(4)]
+        assert turns == [turns[0]] * 4
+        assert len(turns[0]) == calls
+        values = scenario.values()
+        assert (values.turns, values.drift, values.trend_p) == (4, 1.0, pytest.approx(1.0))
+
+
+class FakeEvent:
+    """A CUDA event: what is recorded and waited for, in order."""
+
+    log: ClassVar[list[str]] = []
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.number = len(self.log)
+        self.log.append("mark")
+
+    def synchronize(self) -> None:
+        self.log.append(f"wait for {self.number}")
+
+    def elapsed_time(self, other: FakeEvent) -> float:
+        return 1000.0 * (other.number - self.number)
+
+
+def test_on_a_gpu_nothing_waits_until_all_steps_are_issued(gru: SequenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a synchronisation after every step, which hides what the device could do."""
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: pytest.fail("synchronised"))
+    monkeypatch.setattr(FakeEvent, "log", [])
+    scenario = DecodeScenario(gru, "cpu", batch=1, length=9, tokens=3)
+    scenario.prepare()
+    assert scenario.take_turn(CudaClock()) == [1.0] * 3
+    assert FakeEvent.log == ["mark"] * 4 + ["wait for 3"]
+
+
+def test_decoding_goes_by_batch(gru: SequenceModel) -> None:
+    assert [shape for shape in shapes(RunConfig(measure=MeasureConfig(decode_contexts=[8, 16], decode_batches=[1, 4])))
+            if shape.kind == "decode"] == [
+        Shape("decode", 8, 1), Shape("decode", 16, 1), Shape("decode", 8, 4), Shape("decode", 16, 4),
+    ]  # fmt: skip
+    scenario = DecodeScenario(gru, "cpu", batch=4, length=9, tokens=2)
+    scenario.prepare()
+    scenario.take_turn(WallClock())
+    values = scenario.values()
+    assert (values.batch, values.state_bytes, values.flops) == (4, 4 * 16 * 4, 4 * gru.flops(9, "step"))
+
+
+def test_the_state_is_counted_on_the_object(gru: SequenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: the size of the state declared by hand, and wrong."""
+    prefill = gru.prefill
+    monkeypatch.setattr(
+        gru, "prefill", lambda ids, state=None, keep=1: (prefill(ids)[0], {"h": prefill(ids)[1], "kept": ids.clone()})
+    )
+    scenario = PrefillScenario(gru, "cpu", batch=2, length=9)
+    scenario.prepare()
+    assert scenario.values().state_bytes == 2 * 16 * 4 + 2 * 9 * 8
+
+
+def test_nothing_is_asked_beyond_a_models_limit_and_all_within_it_is_fed(gru: SequenceModel) -> None:
+    """Fault: a model that stops early at its last position looks faster than it is."""
+    stand = Stand(gru, gru, RunConfig(measure=MeasureConfig(decode_tokens=4)), "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(gru), "context_limit", 12)
+        for kind, length in (("prefill", 13), ("first_token", 13), ("decode", 9)):
+            with pytest.raises(Unsupported, match="13 tokens: the model's context ends at 12"):
+                stand.scenario(Shape(kind, length, 1))
+        fed: list[int] = []
+        gru.model.register_forward_hook(lambda _m, args, _k, _o: fed.append(args[0].numel()), with_kwargs=True)
+        for kind, length, tokens in (("prefill", 12, 12), ("first_token", 12, 12), ("decode", 8, 4)):
+            scenario = stand.scenario(Shape(kind, length, 1))
+            scenario.prepare()
+            fed.clear()
+            scenario.take_turn(WallClock())
+            assert sum(fed) == tokens
+
+
 def test_a_timed_training_step_leaves_the_weights(gru: SequenceModel) -> None:
     before = [p.clone() for p in gru.model.parameters()]
     clock = WorkClock(gru)
@@ -77,6 +219,15 @@ def test_peak_memory_is_that_of_the_call() -> None:
     assert peak is not None
     assert 0.95 * size <= peak < 1.2 * size
     assert peak_bytes(lambda: None, "cpu") < size / 8  # type: ignore[operator]
+
+
+def test_on_a_gpu_the_peak_of_earlier_calls_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: the allocator's peak carried from one measurement of a process to the next."""
+    memory = {"now": 70, "peak": 1000}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: memory.update(peak=memory["now"]))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: memory["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: memory["peak"])
+    assert peak_bytes(lambda: memory.update(peak=max(memory["peak"], 110)), "cuda") == 40
 
 
 def document(name: str, text: bytes) -> TokenDocument:

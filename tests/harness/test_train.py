@@ -14,9 +14,10 @@ from baselines.registry import find
 from harness.config import RunConfig
 from harness.data.batches import Batches
 from harness.data.tokens import TokenStore
-from harness.train.checkpoint import finished_training, save_checkpoint, write_atomically
+from harness.train.checkpoint import finished_training, save_checkpoint
 from harness.train.config import TrainConfig
 from harness.train.loop import NonFiniteLoss, Trainer, loss_of, make_optimizer
+from harness.train.resume import states
 from harness.train.schedule import learning_rate
 
 
@@ -52,11 +53,17 @@ class Killed(Exception):
     pass
 
 
+def die(*_: object, **__: object) -> None:
+    raise Killed
+
+
 def trainer(config: RunConfig, folder: Path, die_at: int | None = None) -> Trainer:
     torch.manual_seed(config.seed)
     baseline = find("mine.gru").build(config.model["gru"], 256)
     batches = Batches(TokenStore.build(config.data, Path(config.output)).documents("train"), 32, 2, config.seed)
-    made = Trainer(baseline, batches, config.train, folder / "resume.pt", Accelerator(cpu=True), lambda _: None)
+    made = Trainer(
+        baseline, batches, config.train, config.runtime, folder / "resume", Accelerator(cpu=True), lambda _: None
+    )
     if die_at is not None:
         update = made._update
 
@@ -69,13 +76,26 @@ def trainer(config: RunConfig, folder: Path, die_at: int | None = None) -> Train
     return made
 
 
-def test_a_killed_training_continues_to_the_same_bits(config: RunConfig, tmp_path: Path) -> None:
+def test_a_killed_training_continues_to_the_same_bits(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between two steps, in the writing of a state, and in the removal of the state before."""
     whole = trainer(config, tmp_path / "whole")
     training = whole.run()
-    for die_at in (7, 13):
-        with pytest.raises(Killed):
-            trainer(config, tmp_path / "killed", die_at).run()
+    folder = tmp_path / "killed" / "resume"
+    with pytest.raises(Killed):
+        trainer(config, tmp_path / "killed", die_at=7).run()
+    assert [state.name for state in states(folder)] == ["step-000000006"]
+    for call in ("dcp.save", "shutil.rmtree"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"harness.train.resume.{call}", die)
+            made = trainer(config, tmp_path / "killed")
+            with pytest.raises(Killed):
+                made.run()
+    with pytest.raises(Killed):
+        trainer(config, tmp_path / "killed", die_at=13).run()
     resumed = trainer(config, tmp_path / "killed")
+    assert [state.name for state in states(folder)] == ["step-000000012"]
     again = resumed.run()
     assert again.loss == training.loss
     assert again.tokens_seen == training.tokens_seen == [128 * i for i in range(1, 11)]
@@ -111,19 +131,6 @@ def test_a_checkpoint_is_whole_or_not_there(config: RunConfig, tmp_path: Path) -
     assert finished_training(folder) is None
     save_checkpoint(folder, lambda temporary: None, training)
     assert finished_training(folder) == training
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "state"
-    write_atomically(path, lambda temporary: temporary.write_text("old") and None)
-
-    def broken(temporary: Path) -> None:
-        temporary.write_text("new")
-        raise Killed
-
-    with pytest.raises(Killed):
-        write_atomically(path, broken)
-    assert path.read_text() == "old"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from harness.records import (
     Decode,
     Dynamic,
     Finish,
+    FirstToken,
     FixedTarget,
     Gate,
     LmEval,
@@ -61,13 +62,13 @@ def build(folder: Path, seeds: tuple[int, ...] = (0, 1), documents: int = 28) ->
     return folder
 
 
-def write_nll(path: Path, nll: list[np.ndarray]) -> None:
-    """An NLL file of byte-level documents doc00, doc01 …"""
+def write_nll(path: Path, nll: list[np.ndarray], size: int = 1) -> None:
+    """An NLL file of documents doc00, doc01 … whose tokens have `size` bytes each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {
         "document": pa.array([f"doc{i:02d}" for i in range(len(nll))], pa.string()),
         "nll": pa.array([row.astype(np.float32) for row in nll], pa.list_(pa.float32())),
-        "target_bytes": pa.array([np.ones(len(row), np.uint16) for row in nll], pa.list_(pa.uint16())),
+        "target_bytes": pa.array([np.full(len(row), size, np.uint16) for row in nll], pa.list_(pa.uint16())),
     }
     pq.write_table(pa.table(columns), path)
 
@@ -206,10 +207,15 @@ def _add_timing(store: RecordStore, name: str, seed: int) -> None:
             length,
             path,
         )
-    for context in (256, 1024, 2048):
-        latency = 0.0021 + (7e-7 * context if name == "transformer" else 5e-4 * index)
-        state = 2 * 4 * 4 * 128 * context if name == "transformer" else 40_960 * (index + 1)
-        _add(store, name, seed, Decode(1, context, repeats(latency, 64), state, 10**6), context, path)
+        answer = FirstToken(1, length, repeats(seconds + 0.002, 5), 10**8, turns=5, drift=1.01, trend_p=0.8)
+        _add(store, name, seed, answer, length, path)
+    for batch, context in ((1, 256), (1, 1024), (1, 2048), (8, 1024), (8, 2048)):
+        latency = (0.0021 + (7e-7 * context if name == "transformer" else 5e-4 * index)) * (0.7 + 0.3 * batch)
+        state = batch * (2 * 4 * 4 * 128 * context if name == "transformer" else 40_960 * (index + 1))
+        timed = Decode(batch, context, repeats(latency, 64), state, 10**6 * batch, turns=4, drift=1.02, trend_p=0.5)
+        if name == "mamba" and batch == 8 and context == 2048:
+            timed.drift, timed.trend_p = 1.234, 0.001
+        _add(store, name, seed, timed, context, path)
 
 
 def _add(

@@ -21,7 +21,17 @@ from harness.report.adapting import Adapting
 from harness.report.collect import Run, collect
 from harness.report.contexts import Contexts
 from harness.report.curves import Curves
-from harness.report.figures import decode, dynamic, fixed_target, position, prefill, quality_cost, training
+from harness.report.figures import (
+    decode,
+    decode_batch,
+    dynamic,
+    first_token,
+    fixed_target,
+    position,
+    prefill,
+    quality_cost,
+    training,
+)
 from harness.report.figures.axes import linear_ticks, numbers, round_ticks, spread
 from harness.report.figures.recall import recall_map, recall_slices
 from harness.report.figures.training import running_mean
@@ -82,7 +92,7 @@ def texts(run: Run) -> list[tuple[Bbox, list[tuple[str, Bbox]]]]:
         made = [
             position(run, curves), fixed_target(run, Contexts(run)), prefill(run), decode(run), training(run, curves),
             quality_cost(run, curves), dynamic(run, Adapting(run)), recall_slices(run, Recall(run)),
-            recall_map(run, Recall(run)),
+            recall_map(run, Recall(run)), first_token(run), decode_batch(run),
         ]  # fmt: skip
         assert None not in made
         return [(drawn.figure.bbox, _texts(drawn.figure)) for drawn in made if drawn]
@@ -140,6 +150,19 @@ def test_the_figure_draws_the_curve_with_its_band_and_training_length(tmp_path: 
     np.testing.assert_allclose(line.get_ydata(), np.exp(curves.log_perplexity("mamba").value[curves.shown]))
     assert len(ax.collections) == len(run.models)
     assert any(list(line.get_xdata()) == [256, 256] for line in ax.lines)
+
+
+def test_decoding_is_drawn_against_batch_and_against_context_at_the_smallest(tmp_path: Path) -> None:
+    run = collect([build(tmp_path, seeds=(0,), documents=5)])
+    by_batch, by_context = decode_batch(run), decode(run)
+    assert by_batch is not None
+    assert by_context is not None
+    for drawn, x in ((by_batch, [1, 8]), (by_context, [256, 1024, 2048])):
+        (line,) = [ln for ln in drawn.figure.axes[0].lines if ln.get_color() == LOOKS["ttt_mlp"].color]
+        assert list(line.get_xdata()) == x
+    (rate,) = [ln for ln in by_batch.figure.axes[0].lines if ln.get_color() == LOOKS["mamba"].color]
+    eight = timings(run, Decode, "mamba", 8)[2048]
+    assert rate.get_ydata()[1] == pytest.approx(8 / np.median(eight.seconds))
 
 
 @pytest.mark.parametrize(

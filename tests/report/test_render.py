@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.records import Decode, Prefill, RecordStore
+from harness.records import Decode, FirstToken, Prefill, RecordStore
 from harness.report import terminal_summary
 from tests.report.sample import FLOORS, MODELS, nll_of
 
 FIGURES = (
-    "perplexity", "fixed-target", "prefill", "decode", "training", "quality-cost", "adapting", "recall-slices",
-    "recall-map",
+    "perplexity", "fixed-target", "prefill", "first-token", "decode", "decode-batch", "training", "quality-cost",
+    "adapting", "recall-slices", "recall-map",
 )  # fmt: skip
 TABLES = (
     "summary", "cost", "context-gain", "differences", "significance", "conventions", "dynamic", "recall", "lm-eval",
-    "seeds", "gate", "conditions", "job", "provenance", "curves", "timings", "recall-cells",
+    "decode-batches", "seeds", "gate", "conditions", "job", "provenance", "curves", "timings", "recall-cells",
 )  # fmt: skip
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -88,7 +88,8 @@ def test_difference_equals_hand_computation_and_is_paired(run_folder: Path) -> N
 
 def test_timings_equal_hand_computation(run_folder: Path) -> None:
     rows = [row for row in RecordStore(run_folder) if row.model == "ttt_linear"]
-    decode = [v.seconds for row in rows if isinstance(v := row.values, Decode) and v.context == 2048]
+    decode = [v.seconds for row in rows if isinstance(v := row.values, Decode) and (v.batch, v.context) == (1, 2048)]
+    first = [v.seconds for row in rows if isinstance(v := row.values, FirstToken) and v.length == 2048]
     prefill = [v.seconds for row in rows if isinstance(v := row.values, Prefill) and v.length == 2048]
     assert len(decode) == len(prefill) == 2
     summary = _csv(run_folder, "summary")["ttt_linear"]
@@ -96,8 +97,29 @@ def test_timings_equal_hand_computation(run_folder: Path) -> None:
         wanted = np.percentile(np.concatenate(decode), p) * 1e3
         assert float(summary[f"decode_p{p}"]) == pytest.approx(wanted, rel=1e-9)
     assert float(summary["prefill"]) == pytest.approx(2048 / np.median(np.concatenate(prefill)), rel=1e-9)
+    assert float(summary["first_token"]) == pytest.approx(1e3 * np.median(np.concatenate(first)), rel=1e-9)
     assert (int(summary["state_bytes"]), int(summary["peak_bytes"])) == (122_880, 300_000_000 + 4000 * 2048 * 3)
     assert int(summary["parameters"]) == 802_560
+
+
+def test_decoding_is_told_by_batch(run_folder: Path) -> None:
+    rows = [row.values for row in RecordStore(run_folder) if row.model == "ttt_linear"]
+    eight = [v.seconds for v in rows if isinstance(v, Decode) and (v.batch, v.context) == (8, 2048)]
+    table = _csv(run_folder, "decode-batches")["ttt_linear"]
+    assert float(table["ms_8"]) == pytest.approx(1e3 * np.median(np.concatenate(eight)), rel=1e-9)
+    assert float(table["rate_8"]) == pytest.approx(8 / np.median(np.concatenate(eight)), rel=1e-9)
+    assert float(table["ms_1"]) == pytest.approx(float(_csv(run_folder, "summary")["ttt_linear"]["decode_p50"]))
+    assert int(table["state_bytes"]) == 8 * 122_880
+
+
+def test_what_drifts_is_marked_where_it_stands_and_told_where_it_is_quoted(run_folder: Path) -> None:
+    with (run_folder / "report" / "tables" / "timings.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    doubts = {(row["model"], row["kind"], row["batch"], row["at"]): row["doubts"] for row in rows if row["doubts"]}
+    assert doubts == {("mamba", "decode", "8", "2048"): "drifts by +23 %"}
+    sentence = "Timings to distrust: mamba decode at 2048 × 8 (drifts by +23 %)."
+    for name in ("summary", "cost"):
+        assert sentence in (run_folder / "report" / "tables" / f"{name}.md").read_text()
 
 
 def test_cost_is_time_and_flops_a_token(run_folder: Path) -> None:

@@ -114,7 +114,8 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, rest, count = Inputs(*ctx.saved_tensors[:7]), ctx.saved_tensors[7:], ctx.weights
+        saved = ctx.saved_tensors  # asked for once: under activation checkpointing that computes them again
+        inputs, rest, count = Inputs(*saved[:7]), saved[7:], ctx.weights
         end, tiles, checkpoints = rest[:count], rest[count : 2 * count], rest[2 * count :]
         partial = ctx.segments.tokens < dout.shape[0] * dout.shape[2]
         dout = dout if dout.stride(-1) == 1 else dout.contiguous()

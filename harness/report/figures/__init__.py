@@ -11,12 +11,14 @@ from pathlib import Path
 import matplotlib.style
 
 from harness.report.adapting import Adapting
+from harness.report.against import Against
 from harness.report.collect import Run
 from harness.report.contexts import Contexts
 from harness.report.curves import Curves
 from harness.report.figures.adapting import dynamic
+from harness.report.figures.against import against
 from harness.report.figures.axes import Drawn
-from harness.report.figures.cost import decode, prefill
+from harness.report.figures.cost import decode, decode_batch, first_token, prefill
 from harness.report.figures.diagnostics import diagnostics
 from harness.report.figures.quality import fixed_target, position
 from harness.report.figures.recall import recall_map, recall_slices
@@ -24,18 +26,21 @@ from harness.report.figures.tradeoff import quality_cost
 from harness.report.figures.training import training
 from harness.report.recall import Recall
 from harness.report.style import STYLE
+from harness.report.view import View
 
 _METADATA = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
 
 
 def draw(
-    run: Run, curves: Curves, contexts: Contexts, adapting: Adapting, recalled: Recall, folder: Path
-) -> list[Drawn]:
+    run: Run, curves: Curves, contexts: Contexts, adapting: Adapting, recalled: Recall, compared: list[Against],
+    folder: Path, view: View,
+) -> list[Drawn]:  # fmt: skip
     """Draw every figure that the records allow into `folder`, each as NAME.svg, NAME.png and NAME.pdf."""
     with matplotlib.style.context(STYLE, after_reset=True):
         made = [
-            position(run, curves), fixed_target(run, contexts), prefill(run), decode(run), training(run, curves),
-            quality_cost(run, curves), dynamic(run, adapting), recall_slices(run, recalled),
+            *against(compared), position(run, curves, view), fixed_target(run, contexts, view), prefill(run, view),
+            first_token(run, view), decode(run, view), decode_batch(run, view), training(run, curves, view),
+            quality_cost(run, curves, view), dynamic(run, adapting, view), recall_slices(run, recalled),
             recall_map(run, recalled), diagnostics(run),
         ]  # fmt: skip
         drawn = [figure for figure in made if figure is not None]

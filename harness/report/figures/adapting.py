@@ -8,12 +8,13 @@ from matplotlib.figure import Figure
 from harness.records import Dynamic
 from harness.report.adapting import FROZEN, Adapting
 from harness.report.collect import Run
-from harness.report.figures.axes import Drawn, LineEnd, context_axis, label_lines, mark_failures, value_axis
+from harness.report.figures.axes import Drawn, LineEnd, context_axis, label_lines, mark_failures, rescale, value_axis
 from harness.report.style import DOUBLE, GREY, looks
 from harness.report.summary import describe
+from harness.report.view import AS_IS, View
 
 
-def dynamic(run: Run, adapting: Adapting) -> Drawn | None:
+def dynamic(run: Run, adapting: Adapting, view: View = AS_IS) -> Drawn | None:
     """Perplexity by position, dashed frozen and solid adapting; beside it adapting less frozen."""
     if not adapting.models:
         return None
@@ -37,10 +38,12 @@ def dynamic(run: Run, adapting: Adapting) -> Drawn | None:
         ends[1].append(LineEnd(name, x[-1], float(change.value[shown][-1]), color))
         values += [frozen, low, middle, high]
     value_axis(left, list(np.concatenate(values)))
+    rescale(left, "y", view, "adapting")
     left.set_ylabel(f"perplexity per {adapting.unit}")
     right.set_ylabel(f"adapting − frozen (nats per {adapting.unit})")
     for ax in (left, right):
         context_axis(ax, float(adapting.edges[shown[0]]), float(adapting.edges[shown[-1] + 1]), "position (tokens)")
+        rescale(ax, "x", view, "adapting")
     mark_failures(figure, [left, right], run, Dynamic.kind)
     label_lines(figure, [(left, ends[0]), (right, ends[1])])
     caption = (

@@ -7,7 +7,7 @@ overlap, and a thin line then leads from a label to its curve.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
-from harness.report.collect import Run
+from harness.report.collect import Failure, Run
 from harness.report.style import GREY, looks, readable
+from harness.report.view import View
 from harness.statistics import Floats
 
 LABEL_GAP = 9.5  # points between the middles of two labels
@@ -96,6 +97,32 @@ def round_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
             return ticks, [number(tick) for tick in ticks]
     ticks = linear_ticks(low, high)
     return ticks, numbers(ticks)
+
+
+def rescale(ax: Axes, along: str, view: View, figure: str) -> None:
+    """Give an axis the scale and limits that were chosen for it, if any, and ticks to suit; before labels are placed.
+
+    A log axis that would begin at or below 0 begins at the least value drawn.
+    """
+    chosen = view.axis(along, figure)
+    if chosen.scale is None and chosen.low is None and chosen.high is None:
+        return
+    axis = ax.xaxis if along == "x" else ax.yaxis
+    scale = chosen.scale or axis.get_scale()
+    low, high = axis.get_view_interval()
+    low = low if chosen.low is None else chosen.low
+    high = high if chosen.high is None else chosen.high
+    if scale == "log" and low <= 0:
+        if chosen.low is not None:
+            raise ValueError(f"{figure}: its {along} axis is log and cannot begin at {low:g}; choose linear")
+        drawn = np.concatenate([np.ravel(line.get_data()[along == "y"]) for line in ax.lines]).astype(float)
+        low = float(drawn[drawn > 0].min())
+    if scale == "log" and getattr(axis.get_transform(), "base", 10) == 2:
+        context_axis(ax, low, high, ax.get_xlabel())
+        return
+    ticks, texts = round_ticks(low, high) if scale == "log" else ((t := linear_ticks(low, high)), numbers(t))
+    ax.set(**{f"{along}scale": scale, f"{along}lim": (low, high)})
+    _ticks(axis, ticks, texts)
 
 
 def _size(value: float) -> str:
@@ -191,9 +218,15 @@ def spread(wanted: Floats, gap: float, low: float, high: float) -> Floats:
     return placed
 
 
-def mark_failures(figure: Figure, panels: Sequence[Axes], run: Run, kind: str) -> None:
-    """A cross on each panel's upper edge where a measurement failed, and a line below the panels that says which."""
-    failures, look = run.absences(kind), looks(run.models)
+def mark_failures(
+    figure: Figure, panels: Sequence[Axes], run: Run, kind: str, shown: Callable[[Failure], bool] = lambda _: True
+) -> None:
+    """A cross on each panel's upper edge where a measurement failed, and a line below the panels that says which.
+
+    Of the failures of this kind only those that are `shown` here.
+    """
+    failures = [failure for failure in run.absences(kind) if failure.kind != kind or shown(failure)]
+    look = looks(run.models)
     if not failures:
         return
     for ax in panels:
@@ -204,5 +237,5 @@ def mark_failures(figure: Figure, panels: Sequence[Axes], run: Run, kind: str) -
                     markeredgewidth=1.2, color=look[failure.model].color if failure.model in look else GREY,
                 )  # fmt: skip
     texts = [str(f) if f.kind == kind else f"{f.model}: {f.kind} {f.status}" for f in failures]
-    shown = [text[:60] for text in texts[:4]] + (["…"] if len(texts) > 4 else [])
-    figure.supxlabel("× not measured: " + "; ".join(shown), fontsize=7, color=GREY)
+    told = [text[:60] for text in texts[:4]] + (["…"] if len(texts) > 4 else [])
+    figure.supxlabel("× not measured: " + "; ".join(told), fontsize=7, color=GREY)

@@ -19,24 +19,26 @@ from harness.report.figures.axes import (
     linear_ticks,
     mark_failures,
     numbers,
+    rescale,
     value_axis,
 )
 from harness.report.paired import Paired
 from harness.report.style import DOUBLE, FLOOR_DASHES, GREY, SINGLE, looks
 from harness.report.summary import describe
+from harness.report.view import AS_IS, View
 
 
-def position(run: Run, curves: Curves) -> Drawn | None:
+def position(run: Run, curves: Curves, view: View = AS_IS) -> Drawn | None:
     """Perplexity by context with bands; beside it each model's paired difference from the first."""
     if not curves.names:
         return None
     hidden = len(curves.edges) - 1 - len(curves.shown)
     few = " Contexts that fewer than 5 documents reach are left to the table." if hidden else ""
     caption = f"Perplexity per {curves.unit} against context, {describe(curves)}.{{details}}{few}"
-    return _draw(run, curves, PositionCurve.kind, "perplexity", "Perplexity against context", caption)
+    return _draw(run, curves, PositionCurve.kind, "perplexity", "Perplexity against context", caption, view)
 
 
-def fixed_target(run: Run, contexts: Contexts) -> Drawn | None:
+def fixed_target(run: Run, contexts: Contexts, view: View = AS_IS) -> Drawn | None:
     """The same, of the same target tokens at every context."""
     if not contexts.names:
         return None
@@ -46,10 +48,10 @@ def fixed_target(run: Run, contexts: Contexts) -> Drawn | None:
         f"{contexts.unit}s before them, {describe(contexts)}.{{details}}"
     )
     title = "Perplexity of the same targets given more context"
-    return _draw(run, contexts, FixedTarget.kind, "fixed-target", title, caption)
+    return _draw(run, contexts, FixedTarget.kind, "fixed-target", title, caption, view)
 
 
-def _draw(run: Run, curves: Paired, kind: str, name: str, title: str, caption: str) -> Drawn:
+def _draw(run: Run, curves: Paired, kind: str, name: str, title: str, caption: str, view: View) -> Drawn:
     """Both panels; what they hold goes into the caption in place of `{details}`."""
     models = [name for name in run.models if name in curves.names]
     paired = len(models) > 1
@@ -57,11 +59,14 @@ def _draw(run: Run, curves: Paired, kind: str, name: str, title: str, caption: s
     grid = figure.subplots(1, 2 if paired else 1, width_ratios=[1.25, 1] if paired else None, squeeze=False)
     panels: list[Axes] = list(grid[0])
     ends = [_perplexity(panels[0], run, curves, models)]
+    rescale(panels[0], "y", view, name)
+    _bits_axis(panels[0], f"bits per {curves.unit}")
     if paired:
         ends.append(_differences(panels[1], run, curves, models))
     first, last = curves.shown[0], curves.shown[-1]
     for ax in panels:
         context_axis(ax, float(curves.edges[first]), float(curves.edges[last + 1]), f"context ({curves.unit}s)")
+        rescale(ax, "x", view, name)
         _training_length(ax, {curves.sums[name].train_length for name in models})
     mark_failures(figure, panels, run, kind)
     label_lines(figure, list(zip(panels, ends, strict=True)))
@@ -91,12 +96,13 @@ def _perplexity(ax: Axes, run: Run, curves: Paired, models: list[str]) -> list[L
         values.append(middle)
     value_axis(ax, list(np.concatenate(values)))
     ax.set_ylabel(f"perplexity per {curves.unit}")
-    _bits_axis(ax, f"bits per {curves.unit}")
     return ends
 
 
 def _bits_axis(ax: Axes, label: str) -> None:
-    """The same scale in bits, to the left of the perplexities: log2 of them."""
+    """The same scale in bits, to the left of the perplexities: log2 of them; none where the axis begins at 0."""
+    if ax.get_ylim()[0] <= 0:
+        return
     bits = ax.secondary_yaxis("left", functions=(np.log2, np.exp2))
     bits.spines["left"].set_position(("outward", 38))
     low, high = np.log2(ax.get_ylim())

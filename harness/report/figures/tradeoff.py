@@ -11,16 +11,17 @@ from matplotlib.transforms import Bbox
 from harness.records import Decode, Prefill
 from harness.report.collect import Run
 from harness.report.curves import Curves
-from harness.report.figures.axes import Drawn, mark_failures, value_axis
+from harness.report.figures.axes import Drawn, mark_failures, rescale, value_axis
 from harness.report.formats import Interval
 from harness.report.style import GREY, SINGLE, looks, readable
 from harness.report.summary import at, describe, exponential, headlines
 from harness.report.timings import Timing, longest_common, timings
+from harness.report.view import AS_IS, View
 
 _SIDES = [(4, 3, "left", "bottom"), (4, -3, "left", "top"), (-4, 3, "right", "bottom"), (-4, -3, "right", "top")]
 
 
-def quality_cost(run: Run, curves: Curves) -> Drawn | None:
+def quality_cost(run: Run, curves: Curves, view: View = AS_IS) -> Drawn | None:
     """Perplexity at the training length against decode ms/token, or against prefill time where nothing was decoded."""
     kind: type[Decode] | type[Prefill] = Decode if any(timings(run, Decode, name) for name in run.models) else Prefill
     found = {name: timings(run, kind, name) for name in run.models}
@@ -35,6 +36,8 @@ def quality_cost(run: Run, curves: Curves) -> Drawn | None:
     ax = figure.subplots()
     costs = {name: found[name][length] for name in quality}
     _points(ax, run, costs, quality)
+    for along in ("x", "y"):
+        rescale(ax, along, view, "quality-cost")
     _frontier(ax, costs, quality)
     cost = "decode ms/token" if kind is Decode else "prefill time (ms)"
     ax.set_xlabel(f"{cost} at {length} tokens")

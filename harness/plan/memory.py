@@ -1,0 +1,162 @@
+"""Peak memory of training and of scoring, measured on a model made small enough and carried on to the whole.
+
+A step of training holds the weights, AdamW's two moments, and at its highest either the gradients (4 bytes a parameter,
+all there when the backward ends) or what the forward keeps for the backward with the results in flight (all there when
+it begins); in between one makes room for the other. The second kind has no formula: every family keeps
+other things, and so does every operator, fused or not. So a step is run and every tensor counted (`live.py`): at the
+true shape where that takes no more than a moment, else at full width with one and two parts of the layers (`shrink.py`)
+and one and two rows. Bytes are linear in the parts and in the rows. Where even so the length is too long they are found
+at lengths m, 2m, 3m and carried on; they are at most quadratic in it (scores of attention; a quadratic term below two
+percent is rounding by blocks). A window of attention or a mini-batch longer than 3m is then not seen to end there, and
+what rows share counts as it is at m. What is counted is what the operators of a CPU keep; CUDA kernels may keep less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from baselines.config import FamilyConfig
+from baselines.interface import SequenceModel
+from harness.plan.live import scoring_bytes, training_bytes
+from harness.plan.shrink import affordable_length, parts, with_weights, without_weights
+
+DIRECT_FLOPS, DIRECT_PARAMETERS = 2e10, 2e7
+"""Up to so much a step is run as it is."""
+SAMPLE_FLOPS = 1e11
+"""A step on a smaller model takes at most about so many."""
+SEGMENT = 1024
+"""Tokens of a row that `SequenceModel.score` reads at a time."""
+MOST_ROWS = 4
+"""Of a batch of scoring that is tried."""
+ROUNDING = 0.02
+BYTES = 4
+"""Of a parameter, a gradient and each of AdamW's moments."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """A batch of scoring: so many rows of so many tokens, of which the last `targets` are scored."""
+
+    rows: int
+    length: int
+    targets: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak of training, by what they are, and at the peak of scoring."""
+
+    weights: int
+    moments: int
+    gradients: int
+    activations: int
+    scoring: int
+
+    @property
+    def training(self) -> int:
+        """Everything at the peak: gradients and activations are not there at the same time (see above)."""
+        return self.weights + self.moments + max(self.gradients, self.activations) if self.moments else 0
+
+    @property
+    def step(self) -> int:
+        """What a step takes beyond what rests between steps."""
+        return max(self.gradients, self.activations)
+
+
+def memory_of(
+    family: FamilyConfig, vocab_size: int, batch: int, length: int, reads: Sequence[Read], dtype: str
+) -> Memory:
+    """Of a model that is trained on `batch` × `length` tokens a step, then scored by `reads`."""
+    weights = BYTES * family.parameters(vocab_size)
+    activations = activation_bytes(family, vocab_size, batch, length, dtype == "bfloat16")
+    scored = weights + weights // 2 if dtype == "bfloat16" else weights  # beside the trained ones a copy in that format
+    scoring = scored + _scoring(family, vocab_size, reads, dtype)
+    return Memory(weights, 2 * weights, weights, activations, scoring)
+
+
+def activation_bytes(
+    family: FamilyConfig, vocab_size: int, batch: int, length: int, autocast: bool, direct: float = DIRECT_FLOPS
+) -> int:
+    """The most that a step holds beside weights, moments and gradients; run as it is up to `direct` FLOPs."""
+    whole = without_weights(family, vocab_size)
+    if batch * whole.flops(length, "train") <= direct and family.parameters(vocab_size) <= DIRECT_PARAMETERS:
+        return training_bytes(with_weights(family, vocab_size), batch, length, autocast)
+    cuts, count = parts(family, vocab_size, length)
+    found = [_carried_on(with_weights(cut, vocab_size), batch, length, autocast) for cut in cuts]
+    return round(found[0] + (count - 1) * (found[-1] - found[0]))
+
+
+def _carried_on(baseline: SequenceModel, batch: int, length: int, autocast: bool) -> float:
+    """Bytes of a step of `batch` × `length` tokens from steps of one row, and one of two."""
+    longest = affordable_length(baseline, length, SAMPLE_FLOPS)
+    lengths = [longest] if longest == length else [longest // 3, longest // 3 * 2, longest]
+    values = [training_bytes(baseline, 1, tried, autocast) for tried in lengths]
+    shared = max(0, 2 * values[0] - training_bytes(baseline, 2, lengths[0], autocast))
+    return shared + batch * along_length(lengths, [value - shared for value in values], length)
+
+
+def along_length(lengths: Sequence[int], values: Sequence[float], length: int) -> float:
+    """What was found at `lengths`, equally far apart, carried on to `length`."""
+    if lengths[-1] == length:
+        return values[-1]
+    square = np.polyfit(lengths, values, 2)
+    bends = square[0] * lengths[-1] ** 2 > ROUNDING * values[-1]
+    return float(np.polyval(square if bends else np.polyfit(lengths[-2:], values[-2:], 1), length))
+
+
+def _scoring(family: FamilyConfig, vocab_size: int, reads: Sequence[Read], dtype: str = "float32") -> int:
+    """Beside the weights, in the batch that takes most: the state of its rows, and a segment on its way.
+
+    The state is that of all layers, what a segment takes is that of the widest moment in one.
+    """
+    cuts, count = parts(family, vocab_size, SEGMENT)
+    models = [with_weights(cut, vocab_size) for cut in cuts]
+    for model in models:
+        torch.nn.Module.to(model.model, getattr(torch, dtype))
+    most = 0.0
+    for read in extremes(reads):
+        size = affordable_length(models[-1], read.length, DIRECT_FLOPS)
+        first, last = (_state_bytes(model, read, size) for model in (models[0], models[-1]))
+        most = max(most, first + (count - 1) * (last - first) + _passing_bytes(models[-1], read, size))
+    return round(most)
+
+
+def extremes(reads: Sequence[Read]) -> set[Read]:
+    """The longest, that of the most rows, and that of the most tokens."""
+    keys: list[Callable[[Read], int]] = [lambda r: r.length, lambda r: r.rows, lambda r: r.rows * r.length]
+    return {max(reads, key=key) for key in keys} if reads else set()
+
+
+def _state_bytes(baseline: SequenceModel, read: Read, size: int) -> float:
+    """Bytes of the state of all rows from that after `size` tokens; it is linear in them."""
+    whole = _state(baseline, size)
+    if size == read.length:
+        return read.rows * whole
+    return read.rows * (whole + (whole - _state(baseline, size // 2)) * (read.length - size) / (size - size // 2))
+
+
+def _passing_bytes(baseline: SequenceModel, read: Read, size: int) -> float:
+    """Bytes of a batch beside its state, from some of its rows and half of those, of `size` tokens.
+
+    Beyond a segment they grow little with the length (masks over what was read before).
+    """
+    rows, slope = min(read.rows, MOST_ROWS), 0.0
+    found = _passing(baseline, rows, size, read.targets)
+    if rows < read.rows:
+        slope = (found - _passing(baseline, rows // 2, size, read.targets)) / (rows - rows // 2)
+    return (found + slope * (read.rows - rows)) * min(SEGMENT, read.length) / min(SEGMENT, size)
+
+
+def _passing(baseline: SequenceModel, rows: int, length: int, targets: int) -> int:
+    """Bytes that scoring takes beside weights and state."""
+    return scoring_bytes(baseline, rows, length, min(targets, length)) - rows * _state(baseline, length)
+
+
+@torch.inference_mode()
+def _state(baseline: SequenceModel, length: int) -> int:
+    """Bytes of the state of one row after `length` tokens."""
+    return baseline.state_bytes(baseline.prefill(torch.zeros(1, length, dtype=torch.long))[1])

@@ -1,0 +1,127 @@
+"""How fast this machine trains and scores a model, timed in a few seconds, in CPU seconds (on a GPU: device seconds).
+
+A step is timed at its true shape where it is small enough; else a smaller one (one row, a shorter length, two parts of
+the layers) says what a FLOP takes. Batches of scoring are timed at the shortest and the longest length and at those
+that most tokens are read at; what a FLOP takes at lengths between lies between.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from baselines.config import FamilyConfig
+from baselines.interface import SequenceModel
+from harness.config import RunConfig
+from harness.jobs import shapes
+from harness.measure.clock import Clock, CpuClock, clock_for
+from harness.measure.scenarios import TrainStepScenario
+from harness.plan.memory import Read, extremes
+from harness.plan.shrink import affordable_length, parts, with_weights, without_weights
+from harness.plan.work import Work, read_flops
+from harness.records import Decode, Prefill
+
+TIMED_FLOPS, TIMED_PARAMETERS = 5e10, 5e7
+"""The most of what is timed as it is."""
+LEAST_SECONDS, MOST_TURNS = 0.5, 9
+"""A step is timed again until it has taken so long, or so often."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of one seed: training, scoring, and the timings (at the least), which are never beside other work."""
+
+    training: float
+    scoring: float
+    timing: float
+    exact: bool
+    """Whether the step of training was timed at its true shape."""
+
+
+def pace_of(config: RunConfig, family: FamilyConfig, vocab_size: int, work: Work, device: str) -> Pace:
+    """Build the model, or two parts of it, and time it."""
+    whole, train = without_weights(family, vocab_size), config.train
+    step_flops = train.batch_size * whole.flops(train.length, "train")
+    exact = step_flops <= TIMED_FLOPS and family.parameters(vocab_size) <= TIMED_PARAMETERS
+    timed = with_weights(family if exact else parts(family, vocab_size, train.length)[0][-1], vocab_size)
+    torch.nn.Module.to(timed.model, device)
+    rows = train.batch_size if exact else 1
+    length = train.length if exact else affordable_length(timed, train.length, TIMED_FLOPS)
+    training = _step_seconds(timed, config, device, rows, length) / (rows * timed.flops(length, "train"))
+    lengths, scoring = _scoring_pace(timed, list(work.reads), work, device)
+    scored = sum(
+        count * read_flops(whole, read) * float(np.interp(read.length, lengths, scoring))
+        for read, count in work.reads.items()
+    )
+    scored += training * sum(count * whole.flops(tokens, "train") for tokens, count in work.updates.items())
+    step, last = training * step_flops, scoring[-1] if scoring else training
+    return Pace(work.training_flops * training, scored, _timing(config, whole, step, last), exact)
+
+
+def _step_seconds(baseline: SequenceModel, config: RunConfig, device: str, rows: int, length: int) -> float:
+    """The median of some steps of `rows` × `length` tokens."""
+    step = TrainStepScenario(baseline, device, config.train, config.runtime.dtype == "bfloat16")
+    step.batch, step.length = rows, length
+    step.prepare()
+    clock, seconds = clock_here(device), list[float]()
+    while sum(seconds) < LEAST_SECONDS and len(seconds) < MOST_TURNS:
+        seconds += step.turn(clock)
+    step.optimizer.state.clear()
+    return statistics.median(seconds)
+
+
+def _scoring_pace(
+    baseline: SequenceModel, reads: Sequence[Read], work: Work, device: str
+) -> tuple[list[int], list[float]]:
+    """Seconds a FLOP of scoring, by rising lengths."""
+    if not reads:
+        return [], []
+    common = max(reads, key=lambda read: work.reads[read] * read.rows * read.length)
+    shortest = min(reads, key=lambda read: (read.length, -read.rows))
+    chosen = {read.length: read for read in (shortest, *extremes(reads), common)}
+    found = {}
+    for read in chosen.values():
+        length = affordable_length(baseline, read.length, TIMED_FLOPS)
+        rows = max(1, min(read.rows, int(TIMED_FLOPS // baseline.flops(length, "prefill"))))
+        tried = Read(rows, length, min(read.targets, length))
+        found[read.length] = _read_seconds(baseline, tried, device) / read_flops(baseline, tried)
+    return sorted(found), [found[length] for length in sorted(found)]
+
+
+def _read_seconds(baseline: SequenceModel, read: Read, device: str) -> float:
+    ids = torch.randint(baseline.vocab_size, (read.rows, read.length + 1), device=device)
+    clock, seconds = clock_here(device), list[float]()
+    for _ in range(2):
+        start = clock.mark()
+        baseline.score(ids, targets=read.targets)
+        seconds += clock.seconds([start, clock.mark()])
+    return min(seconds)
+
+
+def _timing(config: RunConfig, whole: SequenceModel, step: float, pace: float) -> float:
+    """The timings' own seconds; a step of decoding is taken to cost nothing, so this is the least."""
+    measure, total = config.measure, 0.0
+    for shape in shapes(config) if measure.timing else []:
+        once = step
+        if shape.kind in (Prefill.kind, Decode.kind):
+            once = shape.batch * whole.flops(shape.length, "prefill") * pace
+        turns = max(measure.seconds, measure.repeats * once)
+        total += turns + 3 * once
+    return total
+
+
+def clock_here(device: str) -> Clock:
+    """CPU seconds, or those of the GPU."""
+    return CpuClock() if device == "cpu" else clock_for(device)
+
+
+def wall_seconds(costs: Sequence[float], places: int) -> float:
+    """Until all is done, `places` models at a time, the longest first, each in the first place that is free."""
+    ends = [0.0] * places
+    for cost in sorted(costs, reverse=True):
+        ends[ends.index(min(ends))] += cost
+    return max(ends)
