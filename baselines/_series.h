@@ -29,7 +29,7 @@ INLINE vec exp2_of_negative(vec x) {
 // log(1 + e^x) = max(x, 0) + 2 artanh(e / (2 + e)) with e = e^-|x|, the series to s^15 / 15, s <= 1/3. Its slope is
 // sigmoid(x).
 INLINE vec softplus(vec x, vec &slope) {
-    vec e = exp(x < 0.0f ? x : -x), s = e / (e + 2.0f), square = s * s;
+    vec e = exp_of_negative(x < 0.0f ? x : -x), s = e / (e + 2.0f), square = s * s;
     vec series = splat(1.0f / 15);
     series = series * square + 1.0f / 13;
     series = series * square + 1.0f / 11;
