@@ -23,6 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from baselines._causal_conv import causal_conv
 from baselines._mixer import CONV_KERNEL, Mixer, State, each_tensor, mixer_of
 from baselines._precision import RMSNorm, at_least_float32
+from baselines._swiglu import gated
 from baselines.registry import find
 
 EPSILON = 1e-6
@@ -82,7 +83,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., H]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
 
 
 class PreConv(nn.Module):

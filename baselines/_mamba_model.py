@@ -20,12 +20,14 @@ from transformers.cache_utils import Cache
 from transformers.models.mamba import modeling_mamba
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput
 
-from baselines import _fused_conv, _fused_scan, _mamba_step
+from baselines import _fused_scan, _mamba_step
 from baselines._causal_conv import causal_conv
 from baselines._mamba_kernels import kernels_for
 from baselines._precision import at_least_float32, widen_norms
 from baselines._selective_scan import selective_scan, selective_step
 from baselines._series import fits
+from ttt_impl.cpu.convolve import SOURCE as CONVOLVE
+from ttt_impl.cpu.convolve import convolve
 
 
 class MambaForCausalLM(transformers.MambaForCausalLM):
@@ -122,7 +124,7 @@ class MambaMixer(modeling_mamba.MambaMixer):
         continues = layer is not None and layer.has_previous_state[0]
         length, kernel = hidden_states.shape[1], self.conv_kernel_size
         mask = None if attention_mask is None else attention_mask[:, -length:, None].to(hidden_states.dtype)
-        x, z = self.in_proj(hidden_states if mask is None else hidden_states * mask).chunk(2, dim=-1)
+        x, z = self._project(hidden_states if mask is None else hidden_states * mask)
         past = x.new_zeros(len(x), kernel - 1, x.shape[-1])
         if continues:
             past = layer.conv_states[0][..., 1:].transpose(1, 2).to(x.dtype, copy=True)
@@ -157,6 +159,15 @@ class MambaMixer(modeling_mamba.MambaMixer):
             y = selective_step(state, *(at_least_float32(v) for v in inputs)) * F.silu(z)
         return self.out_proj(y.to(hidden.dtype))
 
+    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs x and the gate z, [B, L, D] each; on a CPU two products, whose gradients need no joining copy."""
+        if not fits(hidden, _fused_scan.SOURCE):
+            return self.in_proj(hidden).chunk(2, dim=-1)
+        weights = self.in_proj.weight.chunk(2)
+        biases = (None, None) if self.in_proj.bias is None else self.in_proj.bias.chunk(2)
+        x, z = (F.linear(hidden, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        return x, z
+
     def _convolve(self, past: Tensor, x: Tensor) -> Tensor:
         """[B, L, D] after `past` [B, K - 1, D] -> [B, L, D], SiLU included."""
         weight, bias = self._convolution()
@@ -165,8 +176,8 @@ class MambaMixer(modeling_mamba.MambaMixer):
             window = torch.cat([past, x], dim=1).transpose(1, 2).contiguous()
             out = kernels.causal_conv(window, weight.squeeze(1), bias, activation="silu")
             return out[..., self.conv_kernel_size - 1 :].transpose(1, 2)
-        if fits(x, _fused_conv.SOURCE):
-            return _fused_conv.fused_conv(x, past, weight, bias).to(x.dtype)
+        if fits(x, CONVOLVE):
+            return convolve(at_least_float32(x), at_least_float32(past), weight, bias, silu=True).to(x.dtype)
         return F.silu(causal_conv(torch.cat([past, x], dim=1), weight, bias)).to(x.dtype)
 
     def _scan(self, x: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:

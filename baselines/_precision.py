@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from baselines import _fused_norm
-from baselines._series import fits
+from ttt_impl.cpu.pointwise import rms_norm, usable
 
 
 def at_least_float32(value: Tensor) -> Tensor:
@@ -27,8 +26,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Scale `hidden_states` [..., H] to unit root mean square, then by the learned weight."""
-        if hidden_states.dtype == self.weight.dtype == torch.float32 and fits(hidden_states, _fused_norm.SOURCE):
-            return _fused_norm.fused_rms_norm(hidden_states, self.weight, self.variance_epsilon)
+        if usable(hidden_states, self.weight):
+            return rms_norm(hidden_states, self.weight, self.variance_epsilon)
         wide = at_least_float32(hidden_states)
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.variance_epsilon)
         return self.weight * wide.to(hidden_states.dtype)

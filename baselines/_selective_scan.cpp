@@ -3,128 +3,105 @@
 //   s_t = softplus(dt_t + bias)      h_t = exp(s_t A) h_{t-1} + s_t x_t B_t      y_t = (C_t . h_t + D x_t) silu(z_t)
 //
 // A vector holds one state number of LANES channels, so sums over states stay inside a lane. A block of LANES channels
-// walks through a chunk of STEPS tokens with its N states in cache. The forward keeps h at each chunk's start only; the
-// backward goes through the chunks from the last to the first, computes one again, then walks back through it with
+// walks through a chunk of STEPS tokens, SOME of its N states at a time. The forward keeps h at each chunk's start only;
+// the backward goes through the chunks from the last to the first, computes one again, then walks back through it with
 //
 //   g_t = C_t dy_t + exp(s_{t+1} A) g_{t+1}
 //
 // the gradient of h_t. The gradients of B and C sum over channels: lane by lane over the blocks of a group, then over
 // lanes, then over groups. Rows and groups are the work items of the threads. How channels are grouped depends on their
 // number alone, and every sum has one order, so the bits do not depend on the number of threads.
-#include "_series.h"
+#include "_selective_scan.h"
 
 namespace {
 
-constexpr int STEPS = 32;         // tokens in a chunk: its four buffers of N x STEPS vectors fit a core's L2 cache
-constexpr int GROUP_BLOCKS = 8;   // most blocks in a group
+constexpr int SOME = 4;  // states that walk through a chunk together: what they leave there fits the L1 cache
 
-}  // namespace
-
-struct Problem {
-    int rows, length, channels, states, threads;
-    Series x, dt, z, B, C;           // x, dt, z [R][L][D]; B, C [R][L][N]
-    const float *A, *D, *bias;       // [D][N], [D], [D]
-    const float *state;              // [R][D][N]: before the first token
-    float *starts;                   // [R][chunks][blocks][N][LANES], kept for the backward, or null
-    Series y;                        // [R][L][D]
-    float *last;                     // [R][D][N]: after the last token
+// What the tokens of a chunk have for one block of channels: step and its slope, the softplus' derivative, u = step x,
+// y before the gate sigmoid(z) z; the gradients of that y, of u, and of step by way of the exponents.
+struct Tokens {
+    vec step[STEPS], slope[STEPS], u[STEPS], y[STEPS], gate[STEPS], dy[STEPS], du[STEPS], dstep[STEPS];
 };
 
-struct Gradients {
-    Series y;                        // of y, given
-    const float *last;               // of the last state, given
-    Series x, dt, z;                 // to be filled, as are all below
-    float *B, *C;                    // [R][L][N]
-    float *A, *D, *bias, *state;
-};
-
-namespace {
-
-int chunks_of(const Problem &p) { return (p.length + STEPS - 1) / STEPS; }
-int blocks_of(const Problem &p) { return (p.channels + LANES - 1) / LANES; }
-int groups_of(const Problem &p) { return (blocks_of(p) + GROUP_BLOCKS - 1) / GROUP_BLOCKS; }
-
-// The channels of one block of one row.
-struct Block : Lanes {
-    const Problem &p;
-    const int row;
-
-    Block(const Problem &p, int row, int index) : Lanes(index * LANES, p.channels), p(p), row(row) {}
-
-    using Lanes::read, Lanes::write;
-    INLINE vec read(const Series &series, int t) const { return read(series.at(row, t)); }
-    INLINE void write(const Series &series, int t, vec v) const { write(series.at(row, t), v); }
-
-    // [D][N] <-> [N][LANES]
-    void gather(const float *x, vec *to) const {
-        for (int n = 0; n < p.states; ++n) {
-            float lanes[LANES] = {};
-            for (int i = 0; i < count; ++i) lanes[i] = x[int64_t(first + i) * p.states + n];
-            to[n] = load(lanes);
-        }
+void read_tokens(const Block &block, int from, int to, Tokens &tokens) {
+    const vec D = block.read(block.p.D), bias = block.read(block.p.bias);
+    for (int t = from; t < to; ++t) {
+        const int i = t - from;
+        const vec x = block.read(block.p.x, t), step = softplus(block.read(block.p.dt, t) + bias, tokens.slope[i]);
+        tokens.step[i] = step, tokens.u[i] = step * x, tokens.y[i] = D * x;
+        tokens.gate[i] = sigmoid(block.read(block.p.z, t));
     }
-    void scatter(const vec *from, float *x) const {
-        for (int n = 0; n < p.states; ++n) {
-            float lanes[LANES];
-            store(lanes, from[n]);
-            for (int i = 0; i < count; ++i) x[int64_t(first + i) * p.states + n] = lanes[i];
-        }
-    }
-    int64_t state_offset() const { return int64_t(row) * p.channels * p.states; }
-};
+}
 
-// One row and one group of blocks.
-struct Item {
-    int row, first, end;
-    Item(const Problem &p, int item) {
-        const int groups = groups_of(p), group = item % groups, blocks = blocks_of(p);
-        row = item / groups, first = blocks * group / groups, end = blocks * (group + 1) / groups;
-    }
-};
-
-float *start_of(const Problem &p, const Block &block, int chunk) {
-    return p.starts + ((int64_t(block.row) * chunks_of(p) + chunk) * blocks_of(p) * LANES + block.first) * p.states;
+// States n, n + 1 ... go through each(n) by SOME, whose h fit the registers, then one by one.
+template <typename Each>
+INLINE void states(int N, Each each) {
+    int n = 0;
+    for (; n + SOME <= N; n += SOME) each(std::integral_constant<int, SOME>{}, n);
+    for (; n < N; ++n) each(std::integral_constant<int, 1>{}, n);
 }
 
 // A block through tokens [from, to): h [N] moves on.
-void walk(const Block &block, int from, int to, const vec *A, vec *h) {
+void walk(const Block &block, int from, int to, const vec *A, vec *h, Tokens &tokens) {
     const Problem &p = block.p;
-    const int N = p.states;
-    const vec D = block.read(p.D), bias = block.read(p.bias);
-    for (int t = from; t < to; ++t) {
-        const float *B = p.B.at(block.row, t), *C = p.C.at(block.row, t);
-        const vec x = block.read(p.x, t), z = block.read(p.z, t), step = softplus(block.read(p.dt, t) + bias);
-        const vec u = step * x;
-        vec y = D * x;
-        for (int n = 0; n < N; ++n) {
-            h[n] = exp2_of_negative(step * A[n]) * h[n] + u * B[n];
-            y += h[n] * C[n];
+    read_tokens(block, from, to, tokens);
+    states(p.states, [&](auto size, int n) {
+        constexpr int S = decltype(size)::value;
+        vec a[S], state[S];
+        for (int s = 0; s < S; ++s) a[s] = A[n + s], state[s] = h[n + s];
+        for (int i = 0; i < to - from; ++i) {
+            const float *B = p.B.at(block.row, from + i) + n, *C = p.C.at(block.row, from + i) + n;
+            const vec step = tokens.step[i], u = tokens.u[i];
+            vec y = tokens.y[i];
+            for (int s = 0; s < S; ++s) {
+                state[s] = exp2_of_negative(step * a[s]) * state[s] + u * B[s];
+                y += state[s] * C[s];
+            }
+            tokens.y[i] = y;
         }
-        block.write(p.y, t, y * z * sigmoid(z));
-    }
+        for (int s = 0; s < S; ++s) h[n + s] = state[s];
+    });
+    for (int t = from; t < to; ++t)
+        block.write(p.y, t, tokens.y[t - from] * block.read(p.z, t) * tokens.gate[t - from]);
 }
 
-// A chunk that the backward has computed again: for each token decay [N], h [N] before it, step, and y without gate.
-struct Chunk {
-    Buffer decay, h, step, y, dB, dC;
-    explicit Chunk(int N) : decay(STEPS * N), h((STEPS + 1) * N), step(STEPS), y(STEPS), dB(STEPS * N), dC(STEPS * N) {}
-};
-
-void walk_again(const Block &block, int from, int to, const vec *A, Chunk &chunk) {
+// States n ... of a block through a chunk of `count` tokens again and back: their h, before the chunk, are given; their
+// g moves on, dA, and dB and dC [count][S], grow.
+template <int S>
+void there_and_back(
+    const Block &block, int from, int count, int n, const vec *A, const vec *start, vec *g, vec *dA, vec *dB, vec *dC,
+    Tokens &tokens) {
     const Problem &p = block.p;
-    const int N = p.states;
-    const vec D = block.read(p.D), bias = block.read(p.bias);
-    for (int t = from; t < to; ++t) {
-        const float *B = p.B.at(block.row, t), *C = p.C.at(block.row, t);
-        const vec x = block.read(p.x, t), step = softplus(block.read(p.dt, t) + bias), u = step * x;
-        vec *decay = chunk.decay.at + (t - from) * N, *h = chunk.h.at + (t - from) * N, y = D * x;
-        for (int n = 0; n < N; ++n) {
-            decay[n] = exp2_of_negative(step * A[n]);
-            h[N + n] = decay[n] * h[n] + u * B[n];
-            y += h[N + n] * C[n];
+    vec decay[STEPS][S], h[STEPS + 1][S], a[S], gradient[S], sum[S] = {};
+    for (int s = 0; s < S; ++s) a[s] = A[n + s], h[0][s] = start[n + s], gradient[s] = g[n + s];
+    for (int i = 0; i < count; ++i) {
+        const float *B = p.B.at(block.row, from + i) + n, *C = p.C.at(block.row, from + i) + n;
+        const vec step = tokens.step[i], u = tokens.u[i];
+        vec y = tokens.y[i];
+        for (int s = 0; s < S; ++s) {
+            decay[i][s] = exp2_of_negative(step * a[s]);
+            h[i + 1][s] = decay[i][s] * h[i][s] + u * B[s];
+            y += h[i + 1][s] * C[s];
         }
-        chunk.step.at[t - from] = step, chunk.y.at[t - from] = y;
+        tokens.y[i] = y;
     }
+    for (int i = count - 1; i >= 0; --i) {
+        const float *B = p.B.at(block.row, from + i) + n, *C = p.C.at(block.row, from + i) + n;
+        const vec step = tokens.step[i], u = tokens.u[i], dy = tokens.dy[i];
+        vec du = tokens.du[i], dstep = tokens.dstep[i];
+        for (int s = 0; s < S; ++s) {
+            const vec total = gradient[s] + dy * C[s];
+            dB[i * S + s] += total * u;
+            dC[i * S + s] += dy * h[i + 1][s];
+            du += total * B[s];
+            gradient[s] = total * decay[i][s];
+            const vec q = gradient[s] * h[i][s];
+            dstep += q * a[s];
+            sum[s] += q * step;
+        }
+        tokens.du[i] = du, tokens.dstep[i] = dstep;
+    }
+    for (int s = 0; s < S; ++s) g[n + s] = gradient[s], dA[n + s] += sum[s];
 }
 
 // What a block sums over time: the gradients of A [N], D and bias.
@@ -132,37 +109,41 @@ struct Sums {
     vec *A, *D, *bias;
 };
 
-// The gradient g [N] of the state goes back from token `to` to token `from`.
-void walk_back(const Block &block, int from, int to, const vec *A, Chunk &chunk, vec *g, Sums sums, const Gradients &d) {
+// The gradient g [N] of the state goes back from token `to` to token `from`; dB and dC lie group by group of states.
+void walk_back(
+    const Block &block, int from, int to, const vec *A, const vec *start, vec *g, Sums sums, vec *dB, vec *dC,
+    Tokens &tokens, const Gradients &d) {
     const Problem &p = block.p;
-    const int N = p.states;
-    const vec D = block.read(p.D), bias = block.read(p.bias);
+    const vec D = block.read(p.D);
+    read_tokens(block, from, to, tokens);
+    for (int t = from; t < to; ++t) {
+        tokens.dy[t - from] = block.read(d.y, t) * block.read(p.z, t) * tokens.gate[t - from];
+        tokens.du[t - from] = tokens.dstep[t - from] = vec{};
+    }
+    states(p.states, [&](auto size, int n) {
+        there_and_back<decltype(size)::value>(
+            block, from, to - from, n, A, start, g, sums.A, dB + n * STEPS, dC + n * STEPS, tokens);
+    });
     vec dD = {}, dbias = {};
-    for (int t = to - 1; t >= from; --t) {
+    for (int t = from; t < to; ++t) {
         const int i = t - from;
-        const float *B = p.B.at(block.row, t), *C = p.C.at(block.row, t);
-        const vec *decay = chunk.decay.at + i * N, *before = chunk.h.at + i * N, *h = before + N;
-        vec *dB = chunk.dB.at + i * N, *dC = chunk.dC.at + i * N;
-        const vec x = block.read(p.x, t), z = block.read(p.z, t), step = chunk.step.at[i], u = step * x;
-        const vec out = block.read(d.y, t), gate = sigmoid(z), dy = out * z * gate;
-        vec du = {}, dexponent = {};
-        for (int n = 0; n < N; ++n) {
-            const vec gradient = g[n] + dy * C[n];
-            dB[n] += gradient * u;
-            dC[n] += dy * h[n];
-            du += gradient * B[n];
-            g[n] = gradient * decay[n];
-            const vec q = g[n] * before[n];
-            dexponent += q * A[n];
-            sums.A[n] += q * step;
-        }
-        const vec dstep = LN2 * dexponent + du * x, raw = block.read(p.dt, t) + bias, ddt = dstep * sigmoid(raw);
-        block.write(d.x, t, dy * D + du * step);
+        const vec x = block.read(p.x, t), z = block.read(p.z, t), gate = tokens.gate[i];
+        const vec ddt = (LN2 * tokens.dstep[i] + tokens.du[i] * x) * tokens.slope[i];
+        block.write(d.x, t, tokens.dy[i] * D + tokens.du[i] * tokens.step[i]);
         block.write(d.dt, t, ddt);
-        block.write(d.z, t, out * chunk.y.at[i] * gate * (1.0f + z * (1.0f - gate)));
-        dD += dy * x, dbias += ddt;
+        block.write(d.z, t, block.read(d.y, t) * tokens.y[i] * gate * (1.0f + z * (1.0f - gate)));
+        dD += tokens.dy[i] * x, dbias += ddt;
     }
     *sums.D += dD, *sums.bias += dbias;
+}
+
+// Sums over lanes of dB or dC, token by token: [count][N].
+void write_sums(const vec *from, int count, int N, float *to) {
+    states(N, [&](auto size, int n) {
+        constexpr int S = decltype(size)::value;
+        for (int i = 0; i < count; ++i)
+            for (int s = 0; s < S; ++s) to[i * N + n + s] = sum(from[n * STEPS + i * S + s]);
+    });
 }
 
 void load_A(const Block &block, vec *A) {
@@ -173,6 +154,7 @@ void load_A(const Block &block, vec *A) {
 void forward(const Problem &p, const Item &item) {
     const int N = p.states;
     Buffer A((item.end - item.first) * N), h((item.end - item.first) * N);
+    Tokens tokens;
     for (int b = item.first; b < item.end; ++b) {
         const Block block(p, item.row, b);
         load_A(block, A.at + (b - item.first) * N);
@@ -183,7 +165,7 @@ void forward(const Problem &p, const Item &item) {
             const Block block(p, item.row, b);
             vec *state = h.at + (b - item.first) * N;
             if (p.starts) std::memcpy(start_of(p, block, chunk), state, sizeof(vec) * N);
-            walk(block, chunk * STEPS, std::min(p.length, (chunk + 1) * STEPS), A.at + (b - item.first) * N, state);
+            walk(block, chunk * STEPS, std::min(p.length, (chunk + 1) * STEPS), A.at + (b - item.first) * N, state, tokens);
         }
     for (int b = item.first; b < item.end; ++b) {
         const Block block(p, item.row, b);
@@ -198,8 +180,8 @@ struct Parts {
 
 void backward(const Problem &p, const Item &item, const Gradients &d, Parts parts) {
     const int N = p.states, blocks = item.end - item.first;
-    Buffer A(blocks * N), g(blocks * N), dA(blocks * N), dD(blocks), dbias(blocks), dA_here(N);
-    Chunk chunk(N);
+    Buffer A(blocks * N), g(blocks * N), dA(blocks * N), dD(blocks), dbias(blocks), dB(STEPS * N), dC(STEPS * N);
+    Tokens tokens;
     for (int b = 0; b < blocks; ++b) {
         const Block block(p, item.row, item.first + b);
         load_A(block, A.at + b * N);
@@ -207,20 +189,16 @@ void backward(const Problem &p, const Item &item, const Gradients &d, Parts part
     }
     for (int c = chunks_of(p) - 1; c >= 0; --c) {
         const int from = c * STEPS, to = std::min(p.length, from + STEPS);
-        std::fill_n(chunk.dB.at, STEPS * N, vec{});
-        std::fill_n(chunk.dC.at, STEPS * N, vec{});
+        std::fill_n(dB.at, STEPS * N, vec{});
+        std::fill_n(dC.at, STEPS * N, vec{});
         for (int b = 0; b < blocks; ++b) {
             const Block block(p, item.row, item.first + b);
-            std::memcpy(chunk.h.at, start_of(p, block, c), sizeof(vec) * N);
-            std::fill_n(dA_here.at, N, vec{});
-            walk_again(block, from, to, A.at + b * N, chunk);
-            walk_back(block, from, to, A.at + b * N, chunk, g.at + b * N, {dA_here.at, dD.at + b, dbias.at + b}, d);
-            for (int n = 0; n < N; ++n) dA.at[b * N + n] += dA_here.at[n];
+            const vec *start = reinterpret_cast<const vec *>(start_of(p, block, c));
+            const Sums sums = {dA.at + b * N, dD.at + b, dbias.at + b};
+            walk_back(block, from, to, A.at + b * N, start, g.at + b * N, sums, dB.at, dC.at, tokens, d);
         }
-        for (int i = 0; i < (to - from) * N; ++i) {
-            parts.B[from * N + i] = sum(chunk.dB.at[i]);
-            parts.C[from * N + i] = sum(chunk.dC.at[i]);
-        }
+        write_sums(dB.at, to - from, N, parts.B + from * N);
+        write_sums(dC.at, to - from, N, parts.C + from * N);
     }
     for (int b = 0; b < blocks; ++b) {
         const Block block(p, item.row, item.first + b);

@@ -26,9 +26,10 @@ INLINE vec exp2_of_negative(vec x) {
     return x < -115.0f ? vec{} : series * scale;
 }
 
-// log(1 + e^x) = max(x, 0) + 2 artanh(e / (2 + e)) with e = e^-|x|, the series to s^15 / 15, s <= 1/3.
-INLINE vec softplus(vec x) {
-    vec e = exp(x < 0.0f ? x : -x), s = e / (e + 2.0f), square = s * s;
+// log(1 + e^x) = max(x, 0) + 2 artanh(e / (2 + e)) with e = e^-|x|, the series to s^15 / 15, s <= 1/3. Its slope is
+// sigmoid(x).
+INLINE vec softplus(vec x, vec &slope) {
+    vec e = exp_of_negative(x < 0.0f ? x : -x), s = e / (e + 2.0f), square = s * s;
     vec series = splat(1.0f / 15);
     series = series * square + 1.0f / 13;
     series = series * square + 1.0f / 11;
@@ -37,7 +38,13 @@ INLINE vec softplus(vec x) {
     series = series * square + 1.0f / 5;
     series = series * square + 1.0f / 3;
     series = series * square + 1.0f;
+    slope = (x < 0.0f ? e : splat(1.0f)) / (1.0f + e);
     return (x < 0.0f ? vec{} : x) + 2.0f * s * series;
+}
+
+INLINE vec softplus(vec x) {
+    vec slope;
+    return softplus(x, slope);
 }
 
 // Values [rows][tokens] of contiguous channels or states; rows and tokens may lie any way apart.

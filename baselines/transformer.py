@@ -14,13 +14,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from baselines._attention import Attention
 from baselines._checkpoint import load_checkpoint
 from baselines._growing_cache import GrowingCache
 from baselines._llama_step import llama_step
 from baselines._precision import widen_norms
+from baselines._swiglu import GatedMLP
 from baselines.config import BlockConfig, FamilyConfig
 from baselines.interface import Mode, SequenceModel, State
 
@@ -79,6 +80,9 @@ class Transformer(SequenceModel):
     def __init__(self, model: LlamaForCausalLM) -> None:
         super().__init__(model)
         widen_norms(model, LlamaRMSNorm)
+        for module in model.modules():
+            if type(module) is LlamaMLP and model.config.hidden_act == "silu":
+                module.__class__ = GatedMLP
 
     @classmethod
     def build(cls, config: Any, vocab_size: int) -> Self:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ttt_impl.cpu.pointwise import convolve, usable
+from ttt_impl.cpu.convolve import convolve
+from ttt_impl.cpu.pointwise import usable
 
 
 def depthwise_conv(width: int, kernel: int) -> nn.Conv1d:

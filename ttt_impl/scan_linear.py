@@ -43,7 +43,9 @@ def full_precision(backward: Backward) -> Backward:
 def scan_linear_fast(p: Prepared, start: Weights, norm: bool, resets: Resets, pending: Rows | None) -> Scan:
     """As `scan_autograd.scan_linear`, faster; differentiable once."""
     given = pending[0] if pending else None
-    z_bar, w, ghat = _ScanLinear.apply(*p[:6], *start, *(resets.fresh or start), norm, resets.where, given)
+    z_bar, w, ghat = _ScanLinear.apply(
+        *p[:6], *start, *(resets.fresh or map(torch.detach, start)), norm, resets.where, given
+    )
     return Scan(z_bar, (w,), (ghat,))
 
 
@@ -84,7 +86,7 @@ class _ScanLinear(torch.autograd.Function):
         dghat = torch.bmm(flat(scores).mT, flat(dz_bar)).neg_().view_as(slope)
         dboth = torch.cat([dz_bar, dz_bar], 2)
         both = torch.cat([q, k], 2).mT
-        dfast_step, dslope, doffset = torch.empty_like(fast_step), torch.empty_like(slope), torch.empty_like(slope)
+        dfast_step, dslope, doffset = (x.new_empty(x.shape) for x in (fast_step, slope, slope))
         for m in reversed(range(len(q))):
             step, mutable = steps[m], dboth[m]
             torch.bmm(ghat[m], dw.mT, out=dfast_step[m])

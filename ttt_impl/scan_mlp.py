@@ -37,7 +37,13 @@ from ttt_impl.state import Rows
 def scan_mlp_fast(p: Prepared, start: Weights, norm: bool, resets: Resets, pending: Rows | None) -> Scan:
     """As `scan_autograd.scan_mlp`, faster; differentiable once."""
     z_bar, w1, w2, *ghats = _ScanMLP.apply(
-        torch.cat([p.k, p.q], 2), *p[2:], *start, *(resets.fresh or start), norm, resets.where, pending
+        torch.cat([p.k, p.q], 2),
+        *p[2:],
+        *start,
+        *(resets.fresh or map(torch.detach, start)),
+        norm,
+        resets.where,
+        pending,
     )
     return Scan(z_bar, (w1, w2), tuple(ghats))
 
@@ -90,7 +96,7 @@ class _ScanMLP(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:  # fmt: skip
         ones, size, hidden = unit_affine(slope), slope.shape[2], w1_start.shape[-1]
         w1, w2 = w1_start.clone(), w2_start.clone()
-        ghat1, ghat2, z_bar = slope.new_empty(*slope.shape[:3], hidden), *map(torch.empty_like, (slope, slope))
+        ghat1, ghat2, z_bar = (slope.new_empty(*slope.shape[:3], width) for width in (hidden, *2 * slope.shape[3:]))
         before_reset: list[Tensor] = []
         for m in range(len(kq)):
             if m in resets:
@@ -125,7 +131,9 @@ class _ScanMLP(torch.autograd.Function):
     def backward(ctx: Any, dz_bar: Tensor, dw1: Tensor, dw2: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         kq, fast_step, scores, slope, offset, causal, last, ghat1, ghat2, w1, w2, *before_reset = ctx.saved_tensors
         ones, size, hidden = unit_affine(slope), slope.shape[2], ghat1.shape[-1]
-        dkq, dfast_step, dscores, dslope, doffset = map(torch.empty_like, (kq, fast_step, scores, slope, slope))
+        dkq, dfast_step, dscores, dslope, doffset = (
+            x.new_empty(x.shape) for x in (kq, fast_step, scores, slope, slope)
+        )
         dcausal, dlast = torch.zeros_like(scores[0]), torch.empty_like(last)
         w1, w2, dw1, dw2 = w1.clone(), w2.clone(), dw1.clone(), dw2.clone()
         dfresh = [torch.zeros_like(dw1), torch.zeros_like(dw2)]

@@ -35,7 +35,8 @@ class Case:
     """One row: `ours` against `rival` (another implementation, or another of `MODELS`) at one kind of work.
 
     `ours` is one of `MODELS`, or of `OPERATORS` where the work is `operator`. `length` is that of the sequence, for
-    decoding that of the context; `rounds` replaces the command's where a turn takes many seconds.
+    decoding that of the context; `rounds` replaces the command's where a turn takes many seconds; `batch` counts the
+    sequences.
     """
 
     ours: str
@@ -43,11 +44,13 @@ class Case:
     length: int
     rival: str
     rounds: int | None = None
+    batch: int = 1
 
     @property
     def name(self) -> str:
-        """Such as mamba-2m/train_step-1024/mambapy."""
-        return f"{self.ours}/{self.work}-{self.length}/{self.rival}"
+        """Such as mamba-2m/train_step-2x1024/mambapy, or without 2x for one sequence."""
+        rows = f"{self.batch}x" if self.batch > 1 else ""
+        return f"{self.ours}/{self.work}-{rows}{self.length}/{self.rival}"
 
     @property
     def family(self) -> str:
@@ -72,8 +75,9 @@ CASES = [
     Case("ttt_linear", "operator", 2048, "autograd"),
     Case("ttt_mlp", "operator", 2048, "scan"),
     Case("ttt_mlp", "operator", 2048, "autograd"),
-    Case("mamba-2m", "train_step", 1024, "transformers", rounds=2),
+    Case("mamba-2m", "train_step", 1024, "transformers", rounds=1),
     Case("mamba-2m", "train_step", 1024, "mambapy"),
+    Case("mamba-2m", "train_step", 1024, "mambapy", rounds=6, batch=2),
     Case("mamba-2m", "train_step", 1024, "transformer-2m"),
     Case("mamba-2m", "prefill", 1024, "transformers"),
     Case("mamba-2m", "prefill", 1024, "mambapy"),

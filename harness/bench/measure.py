@@ -23,7 +23,6 @@ from harness.measure.scenarios import DecodeScenario, PrefillScenario, Scenario,
 from harness.records import Benchmark
 from harness.train.config import TrainConfig
 
-BATCH = 1
 DECODED = 32
 """Tokens of a decoding turn: two of TTT's mini-batches, so that each turn pays for two updates of the weights."""
 
@@ -71,8 +70,8 @@ def _timed(case: Case, sides: dict[str, Side], rounds: int) -> Benchmark:
 
 def blank(case: Case) -> Benchmark:
     """The values of a case that was not measured."""
-    tokens = BATCH * (DECODED if case.work == "decode" else case.length)
-    return Benchmark(case.work, case.rival, "", BATCH, case.length, tokens, {}, {}, None, None)
+    tokens = case.batch * (DECODED if case.work == "decode" else case.length)
+    return Benchmark(case.work, case.rival, "", case.batch, case.length, tokens, {}, {}, None, None)
 
 
 def unequal(values: Benchmark) -> str:
@@ -87,15 +86,15 @@ def unequal(values: Benchmark) -> str:
 def scenario(baseline: SequenceModel, case: Case) -> Scenario:
     """The work of a case."""
     if case.work == "prefill":
-        return PrefillScenario(baseline, "cpu", BATCH, case.length)
+        return PrefillScenario(baseline, "cpu", case.batch, case.length)
     if case.work == "decode":
-        return DecodeScenario(baseline, "cpu", BATCH, case.length, DECODED)
-    recipe = TrainConfig(tokens=BATCH * case.length, length=case.length, batch_size=BATCH)
+        return DecodeScenario(baseline, "cpu", case.batch, case.length, DECODED)
+    recipe = TrainConfig(tokens=case.batch * case.length, length=case.length, batch_size=case.batch)
     return TrainStepScenario(baseline, "cpu", recipe, autocast=False)
 
 
 def gemm(ours: SequenceModel, case: Case) -> GemmWork:
     """The matrix products within the work of a case."""
     if case.work == "decode":
-        return GemmWork(ours, BATCH, train=False, repeats=DECODED)
-    return GemmWork(ours, BATCH * case.length, train=case.work == "train_step")
+        return GemmWork(ours, case.batch, train=False, repeats=DECODED)
+    return GemmWork(ours, case.batch * case.length, train=case.work == "train_step")

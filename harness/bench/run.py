@@ -65,6 +65,6 @@ def _record(case: Case, official: Path | None, rounds: int) -> Record:
 def _say(console: Console, record: Record) -> None:
     values = record.values
     assert isinstance(values, Benchmark)
-    what = f"{record.model}, {work_name(values.work, values.length)} against {values.rival}"
+    what = f"{record.model}, {work_name(values)} against {values.rival}"
     result = f"{speed_up(values)} times as fast" if record.status == "ok" else f"{record.status}: {record.message}"
     console.print(f"{what}: {result}", highlight=False, soft_wrap=True)

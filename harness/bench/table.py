@@ -46,10 +46,11 @@ def table(records: Sequence[Record]) -> Table:
     return Table("bench", "Ours against others", CAPTION, columns, rows, failed)
 
 
-def work_name(work: str, length: int) -> str:
-    """Such as 'training step, 2048' or 'decoding after 256'."""
+def work_name(values: Benchmark) -> str:
+    """Such as 'training step, 2048', of two sequences 'training step, 2 × 2048', or 'decoding after 256'."""
     words = {"train_step": "training step,", "prefill": "prefill,", "decode": "decoding after", "operator": "operator,"}
-    return f"{words[work]} {length}"
+    rows = f"{values.batch} × " if values.batch > 1 else ""
+    return f"{words[values.work]} {rows}{values.length}"
 
 
 def speed_up(values: Benchmark) -> str:
@@ -74,7 +75,7 @@ def origin(records: Sequence[Record]) -> str:
 def _row(record: Record) -> dict[str, Any]:
     values = record.values
     assert isinstance(values, Benchmark)
-    cells = {"model": record.model, "work": work_name(values.work, values.length), "rival": values.rival}
+    cells = {"model": record.model, "work": work_name(values), "rival": values.rival}
     if not values.cpu_seconds:
         return cells | {"ratio": record.message}
     ours, theirs = values.cpu_seconds["ours"], values.cpu_seconds["rival"]

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines import _fused_scan, _series
-from baselines._fused_conv import fused_conv
 from baselines._fused_scan import fused_scan
 from tests.baselines.scans import gradients, inputs, scan_step_by_step
+from ttt_impl.cpu.convolve import convolve
 
 CHUNK, LANES = 32, 16
 """Tokens in a chunk of the C++ scan, and the most channels in a vector: sizes below and above are tried."""
@@ -96,7 +96,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(threads: list[int]) -> 
     taps = [torch.randn(s, generator=generator).requires_grad_() for s in ((320, 1, 4), (320,))]
     for count in threads:
         torch.set_num_threads(count)
-        ours, conv = fused(*values), fused_conv(values[0], torch.zeros(2, 3, 320), *taps)
+        ours, conv = fused(*values), convolve(values[0], torch.zeros(2, 3, 320), *taps, silu=True)
         found.append((ours, conv, gradients(ours, values), gradients((conv,), [values[0], *taps])))
     for one, other in pairwise(found):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
@@ -168,6 +168,6 @@ def test_the_convolution_is_the_depthwise_conv1d(length: int, channels: int, wid
     window = torch.cat([past, x], 1).transpose(1, 2)
     expected = F.silu(F.conv1d(window, weight, bias, groups=channels)).transpose(1, 2)
     single = [v.detach().float().requires_grad_() for v in (x, weight, bias)]
-    ours = fused_conv(single[0], past.float(), *single[1:])
+    ours = convolve(single[0], past.float(), *single[1:], silu=True)
     assert_near((ours,), (expected,))
     assert_near(gradients((ours,), single), gradients((expected,), [x, weight, bias]))

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines._fused_norm import fused_rms_norm
 from baselines._mamba_step import mamba_step
 from baselines._precision import RMSNorm
 from tests.baselines.scans import gradients
+from ttt_impl.cpu.pointwise import rms_norm
 
 
 def layer_step_by_step(xz: Tensor, window: Tensor, state: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,11 +55,11 @@ def test_the_norm_and_its_gradients_are_those_of_the_formula(shape: tuple[int, .
     norm = RMSNorm(shape[-1], 1e-5).double()
     norm.weight = torch.nn.Parameter(exact[1].detach())
     exact[1] = norm.weight
-    ours, expected = fused_rms_norm(*single, 1e-5), norm(exact[0])
+    ours, expected = rms_norm(*single, 1e-5), norm(exact[0])
     for mine, true in zip((ours, *gradients((ours,), single)), (expected, *gradients((expected,), exact)), strict=True):
         torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-6 * float(true.abs().max().detach()))
     with torch.no_grad():
-        torch.testing.assert_close(fused_rms_norm(*single, 1e-5), ours.detach(), rtol=0, atol=0)
+        torch.testing.assert_close(rms_norm(*single, 1e-5), ours.detach(), rtol=0, atol=0)
 
 
 def test_the_bits_of_the_norm_do_not_depend_on_the_number_of_threads() -> None:
@@ -68,7 +68,7 @@ def test_the_bits_of_the_norm_do_not_depend_on_the_number_of_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            y = fused_rms_norm(x, weight, 1e-5)
+            y = rms_norm(x, weight, 1e-5)
             found.append([y, *gradients((y,), [x, weight])])
     finally:
         torch.set_num_threads(before)

@@ -148,6 +148,16 @@ def test_rows_and_table_of_the_official_code(
     assert (tmp_path / "table.md").read_text().count("| ttt_linear-3.3m |") == 3
 
 
+def test_a_row_of_two_sequences_says_so_and_counts_both(tmp_path: Path, tiny: None) -> None:
+    case = Case("ttt_linear-3.3m", "train_step", 16, "transformer-3.3m", batch=2)
+    assert run([case], None, 1, tmp_path) == 0
+    (row,) = rows(tmp_path)
+    assert isinstance(row.values, Benchmark)
+    assert (row.values.batch, row.values.tokens) == (2, 32)
+    assert "| training step, 2 × 16 |" in (tmp_path / "table.md").read_text()
+    assert case.name == "ttt_linear-3.3m/train_step-2x16/transformer-3.3m"
+
+
 def test_what_is_not_installed_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: None) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     chosen = [case for case in CASES if case.rival in ("mambapy", "official")]

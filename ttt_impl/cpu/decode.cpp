@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "gelu.h"
+#include "rows.h"
 #include "tile.h"
 
 constexpr float EPSILON = 1e-6f;
@@ -25,17 +26,6 @@ struct Model {
     int64_t count, batch, width, heads, inner, taps, size, mlp, threads;
     double eps;
 };
-
-// Whole vectors first, then what is left of n numbers.
-template <typename Each>
-INLINE void vectors(int n, Each each) {
-    int i = 0;
-    for (; i + LANES <= n; i += LANES) each(i, LANES);
-    if (i < n) each(i, n - i);
-}
-
-INLINE vec take(const float *x, int count) { return count == LANES ? load(x) : load_some(x, count); }
-INLINE void put(float *x, vec v, int count) { count == LANES ? store(x, v) : store_some(x, v, count); }
 
 static float dot(const float *a, const float *b, int n) {
     vec total[2] = {};

@@ -35,7 +35,8 @@ def supports(
     """Whether `run` can take the call; compiles the operator at its first use."""
     packed, counted = layout.age is not None, layout.taken is not None and not layout.fill
     fits = (
-        not counted and kind in SOURCES and learner == PUBLISHED and layout.size <= LARGEST and inputs.q.numel() > 0
+        not torch.compiler.is_compiling() and not counted and kind in SOURCES and learner == PUBLISHED
+        and layout.size <= LARGEST and inputs.q.numel() > 0
         and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in inputs)
         and not (packed and (keep_state or state is not None))
         and not (differentiated and any(layout.fill))

@@ -6,7 +6,7 @@ functions here take what `usable` lets through and leave all else to the plain f
 
 import ctypes
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ttt_impl.cpu.build import library
 
 SOURCE = Path(__file__).parent / "pointwise.cpp"
 CHUNK = 32
-"""Tokens whose contributions to a sum are added first; `CHUNK` of the C++."""
+"""Tokens whose contributions to a sum are added first; `CHUNK` of `rows.h`."""
 
 
 def usable(*tensors: Tensor | None) -> bool:
@@ -28,8 +28,10 @@ def usable(*tensors: Tensor | None) -> bool:
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, [..., C]."""
-    y: Tensor = _SiluProduct.apply(gate.contiguous(), up.contiguous())
-    return y
+    if torch.is_grad_enabled():
+        y: Tensor = _SiluProduct.apply(gate.contiguous(), up.contiguous())
+        return y
+    return _gated(gate.contiguous(), up.contiguous())
 
 
 def gated_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
@@ -40,21 +42,15 @@ def gated_norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor) -> 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight, [..., C]."""
-    y: Tensor = _RMSNorm.apply(x.contiguous(), weight, eps)
-    return y
+    if torch.is_grad_enabled():
+        y: Tensor = _RMSNorm.apply(x.contiguous(), weight, eps)
+        return y
+    return _normed(x.contiguous(), weight, eps)
 
 
 def rotate_pairs(x: Tensor, rotation: Tensor) -> Tensor:
     """x [B, L, H, f] turned by rotation [1 or B, L, f / 2]."""
     y: Tensor = _Rotation.apply(x.contiguous(), rotation.contiguous())
-    return y
-
-
-def convolve(x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor, age: Tensor | None) -> Tensor:
-    """y_t = bias + sum_j weight_j x_(t - j): x [B, L, C], weight [C, 1, taps]; no gradient reaches `past`."""
-    taps = weight[:, 0].T.contiguous()
-    held = None if past is None else past.detach().contiguous()
-    y: Tensor = _Convolution.apply(x.contiguous(), held, taps, bias, None if age is None else age.contiguous())
     return y
 
 
@@ -83,9 +79,7 @@ class _SiluProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        y = torch.empty_like(gate)
-        _call("silu_product", y, gate, up, *_rows(y))
-        return y
+        return _gated(gate, up)
 
     @staticmethod
     @once_differentiable
@@ -94,6 +88,12 @@ class _SiluProduct(torch.autograd.Function):
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
         _call("silu_product_backward", dgate, dup, dy.contiguous(), gate, up, *_rows(gate))
         return dgate, dup
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    y = torch.empty_like(gate)
+    _call("silu_product", y, gate, up, *_rows(y))
+    return y
 
 
 class _GatedNorm(torch.autograd.Function):
@@ -121,9 +121,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = float(eps)
-        y = torch.empty_like(x)
-        _call("rms_norm", y, x, weight, *_rows(x), ctx.eps)
-        return y
+        return _normed(x, weight, eps)
 
     @staticmethod
     @once_differentiable
@@ -132,6 +130,12 @@ class _RMSNorm(torch.autograd.Function):
         dx, dweight = torch.empty_like(x), _sums(x)
         _call("rms_norm_backward", dx, dweight, dy.contiguous(), x, weight, *_rows(x), ctx.eps)
         return dx, dweight.sum(0), None
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    y = torch.empty_like(x)
+    _call("rms_norm", y, x, weight, *_rows(x), float(eps))
+    return y
 
 
 class _Rotation(torch.autograd.Function):
@@ -152,42 +156,3 @@ def _turned(x: Tensor, rotation: Tensor, back: int) -> Tensor:
     batch, length, heads, width = x.shape
     _call("rotate_pairs", y, x, rotation, batch * length, len(rotation) * length, heads, width, back)
     return y
-
-
-class _Arguments(ctypes.Structure):
-    """Mirrors `struct Convolution`."""
-
-    _fields_: ClassVar = [
-        *((name, ctypes.c_void_p) for name in ("x", "past", "w", "bias", "age", "y", "dx", "dw", "dbias", "dy")),
-        *((name, ctypes.c_int64) for name in ("batch", "length", "width", "taps", "threads")),
-    ]
-
-
-def _convolution(name: str, taps: int, x: Tensor, **tensors: Tensor | None) -> None:
-    arguments = _Arguments(
-        x=x.data_ptr(), batch=x.shape[0], length=x.shape[1], width=x.shape[2], taps=taps,
-        threads=torch.get_num_threads(), **{n: None if t is None else t.data_ptr() for n, t in tensors.items()},
-    )  # fmt: skip
-    getattr(library(SOURCE), name)(ctypes.byref(arguments))
-
-
-class _Convolution(torch.autograd.Function):
-    """(x [B, L, C], past [B, taps - 1, C] or None, w [taps, C], bias [C], age [B, L] or None) -> [B, L, C]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, past: Tensor | None, w: Tensor, bias: Tensor, age: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, past, w, bias, age)
-        y = torch.empty_like(x)
-        _convolution("convolve", len(w), x, past=past, w=w, bias=bias, age=age, y=y)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, past, w, bias, age = ctx.saved_tensors
-        dx, dy = torch.empty_like(x), dy.contiguous()
-        dw, dbias = x.new_empty(len(x), *w.shape), x.new_empty(len(x), len(bias))
-        _convolution(
-            "convolve_backward", len(w), x, past=past, w=w, bias=bias, age=age, dx=dx, dw=dw, dbias=dbias, dy=dy
-        )  # fmt: skip
-        return dx, None, dw.sum(0), dbias.sum(0), None

@@ -67,6 +67,15 @@ struct MiniBatch {
     bool full;
 };
 
+// The places of saved rows and of weights in memory, of a mini-batch of one head.
+inline long tile_of(const Problem &p, const MiniBatch &b, int head, int width) {
+    return (b.index * p.heads + head) * width * p.lanes();
+}
+
+inline long checkpoint_of(const Problem &p, const MiniBatch &b, int head, int numbers) {
+    return ((b.index / EVERY - 1) * p.heads + head) * numbers;
+}
+
 // Tokens of a view in the lanes of a tile [f, ld]; zeros in slots that are not theirs.
 inline void read(float *tile, int ld, const View &x, const Segment &s, int head, const MiniBatch &b, const Problem &p) {
     turn(tile, ld, x.at(s.row, head, b.token), x.token, b.low, b.high, p.lanes(), p.width);

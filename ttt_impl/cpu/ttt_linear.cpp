@@ -21,7 +21,7 @@ static void forward(const Forward &a, int item) {
     for (int m = 0; m < count; ++m) {
         const MiniBatch b(s, m, size);
         if (a.checkpoints[0] && m > 0 && b.index % EVERY == 0)
-            copy_out(a.checkpoints[0] + ((b.index / EVERY - 1) * p.heads + head) * f1 * f, w, f1, f);
+            copy_out(a.checkpoints[0] + checkpoint_of(p, b, head, f1 * f), w, f1, f);
         read_inputs(kq, target, lr, s, head, b, p);
         product(z, ld, {w, 1, ldw}, kq, ld, f, f1, ld, 1, false);
         inner_gradient(ghat, rstd, z, ld, target, lr, ln, f, lanes);
@@ -34,7 +34,7 @@ static void forward(const Forward &a, int item) {
         product(z + lanes, ld, {ghat, lanes, 1}, scores, lanes, f, size, lanes, -1, true);
         answer(z + lanes, kq + lanes, ld, ln, f, lanes);
         write(a.out, z + lanes, ld, s, head, b, f);
-        if (a.tiles[0]) std::memcpy(a.tiles[0] + (b.index * p.heads + head) * f * lanes, ghat, sizeof(float) * f * lanes);
+        if (a.tiles[0]) std::memcpy(a.tiles[0] + tile_of(p, b, head, f), ghat, sizeof(float) * f * lanes);
         if (a.end_rows[0] && m == count - 1 && (!b.full || a.keep_full)) {
             turn_back(a.end_rows[0] + (long)item * size * f1, f1, kq, ld, 0, size, f1);
             turn_back(a.end_rows[1] + (long)item * size * f, f, ghat, lanes, 0, size, f);
@@ -114,13 +114,13 @@ static void backward(const Backward &a, int item) {
         const MiniBatch b(s, m, x.size);
         const float last = p.tok[x.size - 1];
         read_inputs(x.kq, x.target, x.lr, s, head, b, p);
-        std::memcpy(x.ghat, a.tiles[0] + (b.index * p.heads + head) * f * lanes, sizeof(float) * f * lanes);
+        std::memcpy(x.ghat, a.tiles[0] + tile_of(p, b, head, f), sizeof(float) * f * lanes);
         if (b.full) {
             turn_back(x.rows, x.ldw, x.ghat, lanes, 0, x.size, f);
             product(x.w, x.ldw, {x.kq, ld, 1}, x.rows, x.ldw, f1, x.size, x.ldw, last, true);
         }
         if (m > 0 && b.index % EVERY == 0)
-            copy_in(x.w, a.checkpoints[0] + ((b.index / EVERY - 1) * p.heads + head) * f1 * f, f1, f);
+            copy_in(x.w, a.checkpoints[0] + checkpoint_of(p, b, head, f1 * f), f1, f);
         x.read_again();
         read(x.dy, lanes, a.dout, s, head, b, p);
         for (int g = 0; g < f; ++g) std::memcpy(x.dkq + g * ld + lanes, x.dy + g * lanes, sizeof(float) * lanes);

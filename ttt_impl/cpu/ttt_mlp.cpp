@@ -78,15 +78,6 @@ struct Ahead : Shape {
     }
 };
 
-// The places of saved rows and of weights in memory, for the mini-batch `index` of all.
-static long tile_of(const Problem &p, const MiniBatch &b, int head, int width) {
-    return (b.index * p.heads + head) * width * p.lanes();
-}
-
-static long checkpoint_of(const Problem &p, const MiniBatch &b, int head, int numbers) {
-    return ((b.index / EVERY - 1) * p.heads + head) * numbers;
-}
-
 static void forward(const Forward &a, int item) {
     const Problem &p = a.p;
     const Segment &s = p.segment(item);
