@@ -55,7 +55,7 @@ class TTTMixer(_mixer.Mixer):
             num_hidden_layers=1,
             **(layer_arguments(options, hidden_size) | {"pre_conv": False}),
         )
-        self.layer = TTTLayer(self.config)
+        self.layer, self.options = TTTLayer(self.config), options
 
     def forward(self, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
         """x [B, L, H]."""
@@ -72,6 +72,10 @@ class TTTMixer(_mixer.Mixer):
         assert memory.fast is not None
         after = memory.fast.each(lambda part: part.unflatten(0, (rows, -1)))
         return y, TTTState(after.weights, after.rows, memory.past, before + x.shape[1])
+
+    def before_step(self, step: int, steps: int) -> None:
+        """The inner rate warms up."""
+        self.layer.inner_lr_scale = rate_scale(self.options, step, steps)
 
     @classmethod
     def count(cls, options: Any, hidden_size: int) -> int:
@@ -111,6 +115,18 @@ def layer_arguments(options: Any, hidden_size: int) -> dict[str, Any]:
         **BACKBONES[options.backbone],
         **{name: getattr(options, name) for name in AS_NAMED},
     }
+
+
+def rate_scale(options: Any, step: int, steps: int) -> float:
+    """Share of its base that the inner rate has in optimiser step `step` of `steps`: linear from `base_lr_init` up.
+
+    As in the JAX release, where TTT-MLP goes from 0.01 to 0.1 within the first tenth (paper, App. C).
+    """
+    if options.base_lr_init is None:
+        return 1.0
+    base = options.base_lr or BASE_LEARNING_RATE[options.learner]
+    warmed = min(1.0, step / max(1.0, options.base_lr_warmup * steps))
+    return (options.base_lr_init + warmed * (base - options.base_lr_init)) / base
 
 
 def projections(options: Any) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from baselines._checkpoint import load_checkpoint
-from baselines._ttt_mixer import CHOICES, TTTMixer, inner_flops, layer_arguments
+from baselines._ttt_mixer import CHOICES, TTTMixer, inner_flops, layer_arguments, rate_scale
 from baselines.config import BlockConfig, FamilyConfig
 from baselines.interface import Mode, SequenceModel
 from ttt_impl import TTTConfig, TTTForCausalLM
@@ -32,6 +32,9 @@ class Config(BlockConfig):
     mini_batch_size: int = 16
     base_lr: float | None = None
     """Inner learning rate; None: the paper's, 1.0 for 'linear' and 0.1 for 'mlp' (appendix C)."""
+    base_lr_init: float | None = None
+    """Where the inner rate begins in training, to reach its base after `base_lr_warmup` of the steps; None: there."""
+    base_lr_warmup: float = 0.1
     inner_task: str = "multi_view"
     """What the learner predicts, see `ttt_impl.inner_task`."""
     inner_norm: bool = True
@@ -47,7 +50,9 @@ class Config(BlockConfig):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"ttt: {name}={getattr(self, name)!r} must be one of {', '.join(choices)}")
-        for name in ("mini_batch_size", "base_lr"):
+        if not 0 <= self.base_lr_warmup <= 1:
+            raise ValueError(f"ttt: base_lr_warmup={self.base_lr_warmup} must lie between 0 and 1")
+        for name in ("mini_batch_size", "base_lr", "base_lr_init"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"ttt: {name}={value} must be positive")
@@ -72,6 +77,10 @@ class TTT(SequenceModel):
     Config = Config
     Mixer = TTTMixer
 
+    def __init__(self, model: TTTForCausalLM, options: Any = None) -> None:
+        super().__init__(model)
+        self.options = options or Config()
+
     @classmethod
     def build(cls, config: Any, vocab_size: int) -> Self:
         """A freshly initialised float32 model on the CPU from a complete config."""
@@ -84,7 +93,7 @@ class TTT(SequenceModel):
             eos_token_id=None,
             **layer_arguments(config, config.hidden_size),
         )
-        return cls(TTTForCausalLM(ttt))
+        return cls(TTTForCausalLM(ttt), config)
 
     @classmethod
     def load(cls, config: FamilyConfig) -> Self:
@@ -96,7 +105,12 @@ class TTT(SequenceModel):
             raise ValueError(
                 f"checkpoint {config.checkpoint} holds learner {found!r}, ttt.learner is {config.learner!r}"
             )
-        return cls(model)
+        return cls(model, config)
+
+    def before_step(self, step: int, steps: int) -> None:
+        """The inner rate warms up."""
+        for layer in self.model.model.layers:
+            layer.seq_modeling_block.inner_lr_scale = rate_scale(self.options, step, steps)
 
     @property
     def kernel_path(self) -> str:
