@@ -138,6 +138,7 @@ def test_training_calls_the_family_before_each_step(config: RunConfig, tmp_path:
 def test_a_run_goes_on_from_another(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a rate of next to nothing the weights stay those that the first run ended with."""
     monkeypatch.setattr("harness.run.report", lambda folder, console, allow_unlike: folder)
+    config.size = dataclasses.replace(config.size, parameters=5728)
     config.measure = dataclasses.replace(config.measure, timing=False, max_length=32, conventions=["position"])
     assert run(config) == 0
     recipe = dataclasses.replace(
