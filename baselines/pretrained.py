@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from baselines.config import FamilyConfig, SizeConfig
+from baselines.encoding import bytes_of_tokens
 from baselines.interface import Encoded, Mode, SequenceModel, State
 
 CACHES = ("past_key_values", "cache_params")
@@ -110,12 +111,8 @@ class Pretrained(SequenceModel):
         except UnicodeDecodeError as error:
             raise ValueError(f"a model with a tokenizer reads UTF-8, and this text is none: {error.reason}") from None
         found = self.tokenizer(characters, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ends = np.maximum.accumulate(np.array([end for _, end in found["offset_mapping"]], dtype=np.int64))
-        widths = np.array([len(character.encode()) for character in characters], dtype=np.int64)
-        completes = np.append(ends[1:] > ends[:-1], True)[: len(ends)]
-        sizes = np.zeros_like(ends)
-        sizes[completes] = np.diff(np.concatenate([[0], np.cumsum(widths)])[ends[completes]], prepend=0)
-        return Encoded(np.array(found["input_ids"], dtype=np.int64), sizes)
+        ends = np.array([end for _, end in found["offset_mapping"]], dtype=np.int64)
+        return Encoded(np.array(found["input_ids"], dtype=np.int64), bytes_of_tokens(characters, ends))
 
     def prefill(self, input_ids: Tensor, state: State | None = None, logits_to_keep: int = 1) -> tuple[Tensor, State]:
         """As in `SequenceModel`, under the names that this model has for its state."""

@@ -16,7 +16,7 @@ import baselines
 from baselines.interface import SequenceModel
 
 GROUP = "ttt_bench.baselines"
-_NOT_FAMILIES = {"budget", "config", "interface", "registry"}
+_NOT_FAMILIES = {"budget", "config", "encoding", "interface", "registry"}
 
 
 def families() -> list[str]:

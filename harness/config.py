@@ -63,7 +63,7 @@ class RunConfig:
         plain = dataclasses.asdict(self)
         for key in ("seed", "output", "folder", "allow_unlike"):
             del plain[key]
-        del plain["runtime"]["workers"]
+        del plain["runtime"]["workers"], plain["data"]["processes"]
         return plain
 
     @property

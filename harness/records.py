@@ -102,8 +102,8 @@ class PositionCurve(Values):
 
     `nll_file` is a Parquet file relative to the run folder, one row a document, with columns `document` (name),
     `nll` (list of float32, nats; element i is token i + 1 given tokens 0 … i), `target_bytes` (list of int, bytes of
-    that token) and `first_bytes` (those of token 0). `max_length` counts bytes: a model with a tokenizer of its own
-    reads the same bytes in its tokens.
+    that token) and `first_bytes` (those of token 0). `max_length` and `train_length` are in bytes, for tokens
+    by the mean of what was read: a model with a tokenizer of its own reads the same bytes in its tokens.
     """
 
     kind: ClassVar[str] = "position"
@@ -157,7 +157,7 @@ class Dynamic(Values):
     """Dynamic evaluation: NLL while the model adapts to each document, beside that of the same reading frozen.
 
     `nll_file` is written as that of `PositionCurve`, with a column `frozen_nll` more. Both readings saw each `segment`
-    of tokens with up to `context` tokens before it; the seconds are those of all documents.
+    of tokens with up to `context` tokens before it; lengths are in bytes; the seconds are those of all documents.
     """
 
     kind: ClassVar[str] = "dynamic"

@@ -25,6 +25,8 @@ from baselines.budget import WORDS, Budget
 from baselines.config import FamilyConfig, Unsupported
 from harness.comparison import Comparison
 from harness.config import RunConfig
+from harness.data.ngram import MOST_TOKENS, check_order
+from harness.data.shown import tokenised
 from harness.data.tokens import TokenStore
 from harness.measure.recall.tasks import check_text
 from harness.progress import Display
@@ -41,8 +43,9 @@ def run(config: RunConfig) -> int:
     started = time.perf_counter()
     console = Console()
     device = resolve_device(config)
-    tokens = TokenStore.build(config.data, Path(config.output))
+    tokens = tokenised(config.data, Path(config.output), console)
     check_lengths(config, tokens)
+    check_tokens(config, tokens)
     check_checkpoints(config)
     config = dataclasses.replace(config, model=sized_models(config, tokens.vocab_size))
     if int(os.environ.get("RANK", "0")) > 0:
@@ -74,9 +77,22 @@ def resolve_device(config: RunConfig) -> str:
     return config.runtime.device
 
 
+def check_tokens(config: RunConfig, tokens: TokenStore) -> None:
+    """ValueError if something is to be measured that cannot be with such tokens, or so many."""
+    if config.measure.recall.tasks and not tokens.reads_bytes:
+        raise ValueError("measure.recall.tasks asks in bytes: choose data.tokenizer=bytes, or measure.recall.tasks=[]")
+    for order in config.measure.ngrams:
+        check_order(order, tokens.vocab_size)
+    if config.measure.ngrams and tokens.total("tokens", "train") > MOST_TOKENS:
+        raise ValueError(
+            f"measure.ngrams={list(config.measure.ngrams)}: n-grams are counted in memory, of at most {MOST_TOKENS:,}"
+            f" training tokens, and there are {tokens.total('tokens', 'train'):,}; choose measure.ngrams=[]"
+        )
+
+
 def check_lengths(config: RunConfig, tokens: TokenStore) -> None:
     """ValueError if no test document reaches the context that is to be measured, or all together that of recall."""
-    longest = max(len(document.ids) for document in tokens.documents("test"))
+    longest = int(tokens.documents("test").lengths().max())
     if config.max_length > longest:
         key = "measure.max_length" if config.measure.max_length else "measure.max_length (8 × train.length)"
         raise ValueError(f"{key} is {config.max_length} tokens, but the longest test document has {longest}")

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ import torch
 from accelerate import Accelerator
 
 from baselines.config import Unsupported
-from baselines.interface import Encoded, SequenceModel, bytes_as_tokens
+from baselines.interface import Encoded, SequenceModel
 from baselines.registry import find
-from harness.data.batches import Batches
+from harness.data.batches import training_batches
 from harness.data.ngram import NGram
-from harness.data.tokenizer import byte_tokenizer
 from harness.data.tokens import TokenDocument, TokenStore
 from harness.gate import run_gate
 from harness.jobs import Job, Shape
@@ -68,9 +67,9 @@ class Session(ABC):
     def score(self) -> Score:
         """The function that scores token ids."""
 
-    def encode(self, text: bytes) -> Encoded:
-        """Token ids of `text` and the bytes of each."""
-        return bytes_as_tokens(text)
+    def encode(self, document: TokenDocument, tokens: int) -> Encoded:
+        """The ids of a document's first so many tokens, and the bytes of each."""
+        return Encoded(document.ids[:tokens].astype(np.int64), document.bytes_of(0, tokens).astype(np.int64))
 
     def train_length(self) -> int | None:
         """Tokens of the sequences that the model was trained on, where that is known."""
@@ -98,7 +97,7 @@ class Session(ABC):
             self.train_length(), self.job.folder / "window.parquet", self.config.run_folder, self._advance(),
         )  # fmt: skip
 
-    def _documents(self) -> list[TokenDocument]:
+    def _documents(self) -> Sequence[TokenDocument]:
         return self.tokens.documents("test")[: self.config.measure.documents]
 
     def _advance(self) -> Advance:
@@ -178,9 +177,8 @@ class ModelSession(Session):
         accelerator = self._accelerator()
         torch.manual_seed(self.config.seed)
         baseline = self._beginning(model_class)
-        documents = self.tokens.documents("train")
         recipe = self.config.train
-        batches = Batches(documents, recipe.length, recipe.batch_size, self.config.seed)
+        batches = training_batches(self.tokens, recipe.length, recipe.batch_size, self.config.seed)
         trainer = Trainer(baseline, batches, recipe, self.job.folder / "resume.pt", accelerator, self.progress)
         training = trainer.run()
         training.checkpoint = str(self.checkpoint.relative_to(self.config.run_folder))
@@ -213,10 +211,9 @@ class ModelSession(Session):
         precision = "bf16" if self._autocast else "no"
         return Accelerator(cpu=self.job.device == "cpu", mixed_precision=precision)
 
-    @staticmethod
-    def _save(baseline: SequenceModel, folder: Path) -> None:
+    def _save(self, baseline: SequenceModel, folder: Path) -> None:
         baseline.save(folder)
-        byte_tokenizer().save_pretrained(folder)
+        self.tokens.tokenizer().save_pretrained(folder)
 
     def _take(self, baseline: SequenceModel) -> None:
         torch.nn.Module.to(baseline.model, self.job.device).eval()
@@ -245,9 +242,10 @@ class ModelSession(Session):
 
         return score
 
-    def encode(self, text: bytes) -> Encoded:
-        """As the model reads `text`, up to the end of its context."""
-        ids, sizes = self.baseline.encode(text)
+    def encode(self, document: TokenDocument, tokens: int) -> Encoded:
+        """As the model reads that text, up to the end of its context."""
+        brings = self.baseline.tokenizer is not None
+        ids, sizes = self.baseline.encode(document.text(tokens)) if brings else super().encode(document, tokens)
         return Encoded(ids[: self.baseline.context_limit], sizes[: self.baseline.context_limit])
 
     def fixed_target(self) -> FixedTarget:
@@ -292,7 +290,7 @@ class ModelSession(Session):
         from harness.measure.lmeval.tasks import evaluate
 
         return evaluate(
-            self.measured, byte_tokenizer(), self.config.tasks, self._documents(), self.job.folder / "tasks",
+            self.measured, self.tokens.tokenizer(), self.config.tasks, self._documents(), self.job.folder / "tasks",
             self.config.measure.task_limit,
         )  # fmt: skip
 

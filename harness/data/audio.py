@@ -9,8 +9,10 @@ first use.
 from __future__ import annotations
 
 import io
+import itertools
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.config import DataConfig
-from harness.data.sources import Texts, sotu
+from harness.data.sources import Item, Part, files, sotu
 
 MU = 255.0
 SUFFIXES = (".wav", ".flac", ".ogg", ".aiff")
@@ -26,25 +28,29 @@ SPOKEN_BYTES, SPOKEN_EVERY = 300, 4
 """Of every fourth message so many bytes of text are spoken: twenty seconds each, twenty minutes together."""
 
 
-def recordings(config: DataConfig) -> Texts:
+def recordings(config: DataConfig) -> list[Part]:
     """The sound files under `path`, each a document."""
     root = Path(str(config.path)).expanduser()
     if not root.is_dir():
         raise ValueError(f"data.path is {config.path!r}: there is no folder {root.absolute()}")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"data.path is {config.path!r}: there is no {', '.join(SUFFIXES)} file in it")
-    return ((path.relative_to(root).as_posix(), encoded(_decoded(path), config)) for path in files)
+    paths = [path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES]
+    none_found = f"data.path is {config.path!r}: there is no {', '.join(SUFFIXES)} file in it"
+    return [files(root, paths, none_found, lambda path: encoded(_decoded(path), config))]
 
 
-def speech(config: DataConfig) -> Texts:
+def speech(config: DataConfig) -> list[Part]:
     """The beginnings of presidential messages, spoken."""
     program = shutil.which("espeak-ng")
     if program is None:
         raise ValueError("data.source=speech needs eSpeak NG (apt-get install espeak-ng, brew install espeak-ng)")
     _soundfile()
-    texts = sorted(sotu(config))[::SPOKEN_EVERY]
-    return ((name, encoded(_spoken(program, text[:SPOKEN_BYTES]), config)) for name, text in texts)
+    (messages,) = sotu(config)
+    return [Part(lambda: _speeches(program, messages, config), messages.size, messages.stamp)]
+
+
+def _speeches(program: str, messages: Part, config: DataConfig) -> Iterator[Item]:
+    for name, text, read in itertools.islice(messages.items(), 0, None, SPOKEN_EVERY):
+        yield Item(name, encoded(_spoken(program, text[:SPOKEN_BYTES]), config), read)
 
 
 def encoded(samples: NDArray[np.float64], config: DataConfig) -> bytes:

@@ -1,9 +1,13 @@
 """Training batches as a pure function of (seed, step): the same for every model, and resumed by a number.
 
 Each epoch cuts every document into windows of length + 1 tokens that share one token with their neighbour, so each
-token is a target once. Windows never cross a document's border. What is left over at a document's ends varies: each
-epoch starts cutting at another pseudo-random offset. Then all windows of the epoch are shuffled. Epochs follow each
-other without a gap, so a batch may hold the end of one and the start of the next.
+token is a target once. Windows never cross a document's border; with `data.pack` all documents are cut as if they were
+one. What is left over at a document's ends varies: each epoch starts cutting at another pseudo-random offset. Then all
+windows of the epoch are shuffled. Epochs follow each other without a gap, so a batch may hold the end of one and the
+start of the next.
+
+A corpus of one shard has its epochs listed. Of a larger one no epoch ever is: the place of each window is computed
+(`harness.data.windows`), and so is the order (`harness.data.permutation`).
 """
 
 from __future__ import annotations
@@ -14,7 +18,20 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.tokens import TokenDocument
+from harness.data.permutation import drawn, permuted
+from harness.data.tokens import TokenDocument, TokenStore
+from harness.data.windows import Layout, Stream, Windows
+
+
+def training_batches(store: TokenStore, length: int, batch_size: int, seed: int) -> TrainingBatches:
+    """The batches of a store's training documents; ValueError where no window of `length` fits."""
+    if len(store.counts("tokens", "train")) > 1:
+        layout = Stream(store, length) if store.pack else Windows(store, length)
+        return DrawnBatches(layout, length, batch_size, seed)
+    documents: Sequence[TokenDocument] = store.documents("train")
+    if store.pack:
+        documents = [TokenDocument("", np.concatenate([document.ids for document in documents]))]
+    return Batches(documents, length, batch_size, seed)
 
 
 class Batches:
@@ -56,3 +73,28 @@ class Batches:
         starts = offsets.astype(np.int64)[self._document_of] + self._index_in * self.length
         order = np.argsort(words.random_raw(self.windows_per_epoch), kind="stable")
         return np.stack([self._document_of, starts], axis=1)[order]
+
+
+class DrawnBatches:
+    """Batches of windows of a `layout`, none of which is kept; they depend on `seed` and step alone."""
+
+    def __init__(self, layout: Layout, length: int, batch_size: int, seed: int) -> None:
+        if layout.count < 1:
+            raise ValueError(f"train.length={length} is longer than any training document (by a token, at least)")
+        self.layout, self.length, self.batch_size, self.seed = layout, length, batch_size, seed
+        self.windows_per_epoch = layout.count
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Token ids [batch_size, length + 1] of training step `step`, counted from 0."""
+        rows = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.uint64)
+        epochs, places = np.divmod(rows, np.uint64(self.windows_per_epoch))
+        numbers = permuted(places, self.windows_per_epoch, drawn(self.seed, epochs))
+        windows = [
+            self.layout.window(int(number), self.seed, int(epoch))
+            for number, epoch in zip(numbers, epochs, strict=True)
+        ]
+        return np.stack(windows).astype(np.int64)
+
+
+TrainingBatches = Batches | DrawnBatches
+"""What a training loop asks for the batch of a step."""

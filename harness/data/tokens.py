@@ -1,124 +1,156 @@
-"""Byte-level tokens of a corpus on disk: written once, memory-mapped by every process that trains or scores.
+"""The tokens of a corpus on disk: written once, memory-mapped by every process that trains or scores.
 
-Bytes are the tokens because they need no training, no download and no choice, and because perplexity per token is
-then perplexity per byte, comparable over corpora. A store is a folder `tokens/<hash>/` with `ids.bin` (all
-documents, one after the other, one byte a token) and `index.json` (names, borders, splits). The hash covers names,
-contents and splits: the same hash means the same tokens, in the same order, held out in the same way.
+Bytes are the default tokens because they need no training, no download and no choice, and because perplexity per token
+is then perplexity per byte, comparable over corpora; of any other tokenizer, the bytes of each token of the test
+documents are kept. A store is a folder `tokens/<hash>/` of shards (`harness.data.shard`), with their counts in
+`index.json` and the tokenizer, if there is one; `harness.data.corpus` makes it. The hash is that of the only shard, or
+one over those of all shards. No index is loaded as a whole: a document is found by its number, in O(log shards).
 """
 
 from __future__ import annotations
 
-import hashlib
+import bisect
 import json
-import os
-import shutil
-import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.config import DataConfig
-from harness.data.documents import SPLITS, Document, Split, load_documents, split_documents
+from harness.data.building import Advance, stem_of
+from harness.data.config import BYTES, DataConfig
+from harness.data.corpus import is_whole, obtain
+from harness.data.shard import Shard
+from harness.data.sources import SPLITS, Split
+from harness.data.tokenizer import byte_tokenizer
+from harness.data.vocabulary import Ids
 
-VOCAB_SIZE = 256
-"""Token ids are byte values."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OPEN_SHARDS = 256
+"""Shards that a process keeps mapped, of however many there are."""
 
 
 @dataclass(frozen=True)
 class TokenDocument:
-    """One document as token ids [n], uint8: a read-only view into the store's memory map."""
+    """One document as token ids [n], a read-only view into the store's memory map.
+
+    `sizes` [n] are the bytes of each token and `characters` those of the whole text: both None where bytes are the
+    tokens, and in training documents.
+    """
 
     name: str
-    ids: NDArray[np.uint8]
+    ids: Ids
+    sizes: NDArray[np.uint32] | None = None
+    characters: NDArray[np.uint8] | None = None
+
+    def text(self, tokens: int | None = None) -> bytes:
+        """The bytes of the first `tokens` tokens (None: of all)."""
+        if self.sizes is None or self.characters is None:
+            return self.ids[:tokens].tobytes()
+        return self.characters[: None if tokens is None else int(self.sizes[:tokens].sum())].tobytes()
+
+    def bytes_of(self, begin: int, end: int) -> NDArray[np.uint32]:
+        """Bytes of each of the tokens `begin` … `end` - 1."""
+        if self.sizes is None:
+            return np.ones(min(end, len(self.ids)) - begin, np.uint32)
+        return self.sizes[begin:end]
 
 
 class TokenStore:
     """The documents of one corpus as tokens, by split; open one with `build` or `open`."""
 
-    vocab_size = VOCAB_SIZE
-
-    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.hash: str = index["hash"]
-        self._index = index
-        self._ids: NDArray[np.uint8] = np.asarray(np.memmap(folder / "ids.bin", dtype=np.uint8, mode="r"))
+        self._index: dict[str, Any] = json.loads((folder / "index.json").read_text())
+        self.hash: str = self._index["hash"]
+        self.vocab_size: int = self._index["vocab_size"]
+        self.pack: bool = self._index["pack"]
+        self.shard = lru_cache(OPEN_SHARDS)(lambda number: Shard(stem_of(folder, number)))
 
     @classmethod
-    def build(cls, config: DataConfig, root: Path) -> TokenStore:
-        """The store of the corpus that `config` describes, in `root/tokens/<hash>/`; written if it is not there.
-
-        The corpus is read and hashed each time, so a changed file is never missed.
-        """
-        documents = load_documents(config)
-        splits = split_documents(documents, config)
-        digest = content_hash(documents, splits)
-        folder = Path(root) / "tokens" / digest[:16]
-        if not _is_whole(folder):
-            _write(folder, documents, splits, digest)
-        return cls.open(folder)
+    def build(cls, config: DataConfig, root: Path, advance: Advance = lambda done, total: None) -> TokenStore:
+        """The store of the corpus that `config` describes, in `root/tokens/<hash>/`; written if it is not there."""
+        return cls(obtain(config, Path(root), advance))
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
         """The store in `folder`, as an earlier `build` left it."""
-        if not _is_whole(Path(folder)):
-            raise ValueError(f"{folder} is not a whole token store (index.json and ids.bin of its size)")
-        return cls(Path(folder), _read_index(Path(folder)))
+        if not is_whole(Path(folder)):
+            raise ValueError(f"{folder} is not a whole token store (index.json and the shards it names)")
+        return cls(Path(folder))
 
-    def documents(self, split: Split) -> list[TokenDocument]:
-        """The documents of one split, by name."""
+    def documents(self, split: Split) -> Documents:
+        """The documents of one split, in the order of the corpus."""
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}: must be one of {', '.join(SPLITS)}")
-        names, borders = self._index["names"], self._index["borders"]
-        chosen = (i for i, s in enumerate(self._index["splits"]) if s == split)
-        return [TokenDocument(names[i], self._ids[borders[i] : borders[i + 1]]) for i in chosen]
+        return Documents(self, split)
+
+    def counts(self, kind: str, split: Split) -> list[int]:
+        """How many `documents`, `tokens` or `bytes` of a split each shard holds."""
+        counts: list[int] = self._index[kind][split]
+        return counts
+
+    def total(self, kind: str, split: Split) -> int:
+        """The sum of `counts`."""
+        return sum(self.counts(kind, split))
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether each byte is a token."""
+        return bool(self._index["tokenizer"] == BYTES)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, for what needs one beside a model: `generate`, lm-eval."""
+        if self.reads_bytes:
+            return byte_tokenizer()
+        from transformers import AutoTokenizer
+
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        return tokenizer
 
 
-def content_hash(documents: list[Document], splits: list[Split]) -> str:
-    """SHA-256 over each document's name, text and split, each preceded by its length, in hexadecimal."""
-    whole = hashlib.sha256(b"bytes as tokens")
-    for document, split in zip(documents, splits, strict=True):
-        for part in (document.name.encode("utf-8", "surrogateescape"), document.text, split.encode()):
-            whole.update(len(part).to_bytes(8, "big"))
-            whole.update(part)
-    return whole.hexdigest()
+class Documents(Sequence[TokenDocument]):
+    """Documents of one split, made when they are asked for; a slice is a view."""
 
+    def __init__(self, store: TokenStore, split: Split, places: range | None = None) -> None:
+        self._store, self._split = store, split
+        self._before = [0, *accumulate(store.counts("documents", split))]
+        self._places = range(self._before[-1]) if places is None else places
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    index: dict[str, Any] = json.loads((folder / "index.json").read_text())
-    return index
+    def __len__(self) -> int:
+        return len(self._places)
 
+    @overload
+    def __getitem__(self, index: int) -> TokenDocument: ...
+    @overload
+    def __getitem__(self, index: slice) -> Documents: ...
+    def __getitem__(self, index: int | slice) -> TokenDocument | Documents:
+        if isinstance(index, slice):
+            return Documents(self._store, self._split, self._places[index])
+        place = self._places[index]
+        number = bisect.bisect_right(self._before, place) - 1
+        shard, own = self._store.shard(number), place - self._before[number]
+        name, ids, sizes, text = (
+            shard.piece(self._split, *array, own)
+            for array in (("names", "name_ends"), ("ids", "ends"), ("sizes", "ends"), ("text", "text_ends"))
+        )
+        assert name is not None
+        assert ids is not None
+        return TokenDocument(name.tobytes().decode("utf-8", "surrogateescape"), ids, sizes, text)
 
-def _is_whole(folder: Path) -> bool:
-    try:
-        return bool(_read_index(folder)["borders"][-1] == (folder / "ids.bin").stat().st_size)
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return False
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document."""
+        every = [np.diff(ends, prepend=ends.dtype.type(0)) for ends in self._ends()]
+        return np.concatenate(every).astype(np.int64)[self._places.start : self._places.stop : self._places.step]
 
-
-def _write(folder: Path, documents: list[Document], splits: list[Split], digest: str) -> None:
-    """Write a store under a temporary name, flush it and rename it; two processes may do so at the same time."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    borders = np.cumsum([0] + [len(d.text) for d in documents]).tolist()
-    index = {"hash": digest, "names": [d.name for d in documents], "borders": borders, "splits": splits}
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        fresh = Path(scratch, "store")
-        fresh.mkdir()
-        _write_file(fresh / "ids.bin", b"".join(d.text for d in documents))
-        _write_file(fresh / "index.json", json.dumps(index).encode())
-        if folder.exists() and not _is_whole(folder):
-            shutil.rmtree(folder)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if not _is_whole(folder):  # else another process was first, and its store has the same content
-                raise
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    def _ends(self) -> Iterator[NDArray[np.uint64]]:
+        for number in range(len(self._before) - 1):
+            ends = self._store.shard(number).array(self._split, "ends")
+            assert ends is not None
+            yield ends

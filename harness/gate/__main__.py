@@ -42,7 +42,7 @@ def gate_models(composed: DictConfig) -> int:
     from rich.console import Console
 
     from harness.config import to_run_config
-    from harness.data.tokens import VOCAB_SIZE
+    from harness.data.vocabulary import Vocabulary
     from harness.run import check_checkpoints, resolve_device, sized_models
 
     config = to_run_config(composed)
@@ -50,9 +50,10 @@ def gate_models(composed: DictConfig) -> int:
     check_checkpoints(config)
     torch.set_num_threads(config.runtime.threads)
     found: dict[str, list[Check] | str] = {}
-    for name, family in sized_models(config, VOCAB_SIZE).items():
+    vocab_size = Vocabulary.named(config.data.tokenizer).size
+    for name, family in sized_models(config, vocab_size).items():
         torch.manual_seed(config.seed)
-        found[name] = _gated(family, device)
+        found[name] = _gated(family, vocab_size, device)
     Console().print(_table(found))
     for name, checks in found.items():
         if isinstance(checks, str):
@@ -61,18 +62,17 @@ def gate_models(composed: DictConfig) -> int:
     return 0 if all(passed) else 1
 
 
-def _gated(family: FamilyConfig, device: str) -> list[Check] | str:
+def _gated(family: FamilyConfig, vocab_size: int, device: str) -> list[Check] | str:
     """What the checks found, or why there was nothing to check."""
     import torch
 
     from baselines.registry import find
-    from harness.data.tokens import VOCAB_SIZE
     from harness.gate import run_gate
     from harness.worker import one_line
 
     model_class = find(family.family)
     try:
-        baseline = model_class.load(family) if family.checkpoint else model_class.build(family, VOCAB_SIZE)
+        baseline = model_class.load(family) if family.checkpoint else model_class.build(family, vocab_size)
         torch.nn.Module.to(baseline.model, device)
         return run_gate(baseline).checks
     except Exception as error:

@@ -62,7 +62,7 @@ def fixed_target(
         for start in block_starts(len(document.ids), contexts[-1], targets // BLOCK)
     ]
     done, total = 0, len(blocks) * sum(context + BLOCK for context in contexts)
-    names, starts, given, nlls = [], [], [], []
+    names, starts, given, nlls, sizes = [], [], [], [], []
     for context in contexts:
         for batch in _batches(blocks, max(1, TOKENS_AT_ONCE // (context + BLOCK))):
             rows = np.stack([document.ids[start - context : start + BLOCK] for document, start in batch])
@@ -70,10 +70,11 @@ def fixed_target(
                 nlls.append(finite(nll, document.name, start - 1))
                 names.append(document.name)
                 starts.append(start)
+                sizes.append(document.bytes_of(start, start + BLOCK))
                 given.append(context)
             done += rows.size
             advance(done, total)
-    write_nll(path, names, nlls, start=starts, context=given)
+    write_nll(path, names, nlls, sizes, start=starts, context=given)
     return FixedTarget(
         nll_file=str(path.relative_to(run_folder)),
         documents=len({document.name for document, _ in blocks}),

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from baselines.interface import Encoded
+from harness.data.tokens import TokenDocument
 
 Score = Callable[[np.ndarray, int], np.ndarray]
 """Maps rows of token ids [B, L] and a number n of targets to nats [B, n] of the last n tokens of each row."""
 
-Encode = Callable[[bytes], Encoded]
-"""Cuts a text into the tokens of a model."""
+Encode = Callable[[TokenDocument, int], Encoded]
+"""The text of a document's first so many tokens, in the tokens of a model."""
 
 Advance = Callable[[int, int], None]
 """Told how many of how many tokens have been fed."""
@@ -38,20 +39,16 @@ def write_nll(
     path: Path,
     documents: Sequence[str],
     nlls: Sequence[np.ndarray],
-    target_bytes: Sequence[np.ndarray] | None = None,
+    target_bytes: Sequence[np.ndarray],
     **columns: Sequence[Any],
 ) -> None:
-    """Write rows (document, nats and bytes of each target token, and what `columns` add) to a Parquet file.
-
-    None: each target is one byte.
-    """
-    sizes = [np.ones(len(nll)) for nll in nlls] if target_bytes is None else target_bytes
+    """Write rows (document, nats and bytes of each target token, and what `columns` add) to a Parquet file."""
     table = pa.table(
         {
             "document": pa.array(documents, pa.string()),
             **{name: pa.array(values) for name, values in columns.items()},
             "nll": pa.array(nlls, pa.list_(pa.float32())),
-            "target_bytes": pa.array([row.astype(np.uint16) for row in sizes], pa.list_(pa.uint16())),
+            "target_bytes": pa.array([row.astype(np.uint16) for row in target_bytes], pa.list_(pa.uint16())),
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -46,13 +46,14 @@ def windowed(
 
     A score that is not finite is an ArithmeticError.
     """
-    names, nlls = [], []
+    names, nlls, sizes = [], [], []
     for index, document in enumerate(documents):
         ids = np.asarray(document.ids[:max_length])
         nlls.append(finite(_score_document(score, ids, window, stride), document.name, 0))
         names.append(document.name)
+        sizes.append(document.bytes_of(0, len(ids)))
         advance(index + 1, len(documents))
-    write_nll(path, names, nlls)
+    write_nll(path, names, nlls, [size[1:] for size in sizes], first_bytes=[int(size[0]) for size in sizes])
     return Window(
         nll_file=str(path.relative_to(run_folder)),
         documents=len(names),

@@ -74,7 +74,7 @@ def dynamic(run: Run, adapting: Adapting) -> Table | None:
         Column("rate", "step size"),
     ]
     caption = (
-        f"The first {first.max_length} tokens of {describe(adapting)}. Adapting ({first.method}, {first.parameters}): "
+        f"The first {first.max_length} bytes of {describe(adapting)}. Adapting ({first.method}, {first.parameters}): "
         f"{first.segment} tokens are predicted given up to {first.context} before them, then learned from; every "
         "document begins with the trained weights, the step size was chosen on training documents. Below zero, "
         "adapting helps."

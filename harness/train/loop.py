@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.interface import SequenceModel
-from harness.data.batches import Batches
+from harness.data.batches import TrainingBatches
 from harness.records import Training
 from harness.train.checkpoint import load_resume, save_resume
 from harness.train.config import TrainConfig
@@ -59,7 +59,7 @@ class Trainer:
     def __init__(
         self,
         baseline: SequenceModel,
-        batches: Batches,
+        batches: TrainingBatches,
         config: TrainConfig,
         resume_path: Path,
         accelerator: Accelerator,

@@ -11,7 +11,8 @@ import pytest
 
 from harness.data import audio
 from harness.data.config import DataConfig
-from harness.data.documents import load_documents
+from harness.data.sources import Item, Part
+from tests.data.corpora import read
 
 soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed: pip install 'ttt-bench[audio]'")
 
@@ -29,7 +30,7 @@ def test_recordings_of_both_kinds_become_a_byte_a_sample(tmp_path: Path, suffix:
     (tmp_path / "deep").mkdir()
     soundfile.write(tmp_path / "deep" / f"a.{suffix}", wave(), 8000, subtype="PCM_16")
     (tmp_path / "notes.txt").write_text("no sound")
-    (document,) = load_documents(config(tmp_path))
+    (document,) = read(config(tmp_path))
     assert document.name == f"deep/a.{suffix}"
     values = np.frombuffer(document.text, np.uint8) / 255 * 2 - 1
     expanded = np.sign(values) * (256 ** np.abs(values) - 1) / 255
@@ -39,7 +40,7 @@ def test_recordings_of_both_kinds_become_a_byte_a_sample(tmp_path: Path, suffix:
 def test_sixteen_bits_are_two_bytes_and_samples_average(tmp_path: Path) -> None:
     stereo = np.stack([wave(), -0.5 * wave()], 1)
     soundfile.write(tmp_path / "a.wav", stereo, 8000, subtype="PCM_16")
-    (document,) = load_documents(config(tmp_path, encoding="pcm16", decimate=4))
+    (document,) = read(config(tmp_path, encoding="pcm16", decimate=4))
     found = np.frombuffer(document.text, "<i2") / 32767
     np.testing.assert_allclose(found, (0.25 * wave()).reshape(-1, 4).mean(1), atol=1e-4)
 
@@ -52,25 +53,26 @@ def test_mu_law_uses_all_256_values_and_keeps_order() -> None:
 
 def test_what_is_missing_or_damaged_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"there is no \.wav, \.flac, \.ogg, \.aiff file in it"):
-        load_documents(config(tmp_path))
+        read(config(tmp_path))
     (tmp_path / "a.wav").write_bytes(b"not sound")
     with pytest.raises(ValueError, match=r"a\.wav cannot be decoded"):
-        load_documents(config(tmp_path))
+        read(config(tmp_path))
     with pytest.raises(ValueError, match=r"data\.encoding is 'mp3': must be one of mulaw, pcm16"):
         config(tmp_path, encoding="mp3")
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(ValueError, match=r"data\.source=speech needs eSpeak NG"):
-        load_documents(DataConfig("speech"))
+        read(DataConfig("speech"))
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(ValueError, match=r"pip install 'ttt-bench\[audio\]'"):
-        load_documents(config(tmp_path))
+        read(config(tmp_path))
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 def test_speech_is_the_same_every_time_and_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [(name, b"the state of the union " + name.encode()) for name in "ihgfedcba"]
-    monkeypatch.setattr(audio, "sotu", lambda _: iter(texts))
-    first, again = (load_documents(DataConfig("speech", decimate=2)) for _ in range(2))
+    texts = [(name, b"the state of the union " + name.encode()) for name in "abcdefghi"]
+    part = Part(lambda: (Item(name, text, 0) for name, text in texts), 0, "")
+    monkeypatch.setattr(audio, "sotu", lambda _: [part])
+    first, again = (read(DataConfig("speech", decimate=2)) for _ in range(2))
     assert first == again
     assert [document.name for document in first] == ["a", "e", "i"]
     samples = np.frombuffer(first[1].text, np.uint8)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.batches import Batches
-from harness.data.tokens import TokenDocument
+from harness.data import building
+from harness.data.batches import Batches, DrawnBatches, training_batches
+from harness.data.config import DataConfig
+from harness.data.tokens import TokenDocument, TokenStore
+from tests.data.corpora import lines_of
 
 
 def documents_of(*lengths: int) -> list[TokenDocument]:
@@ -23,7 +27,7 @@ def documents_of(*lengths: int) -> list[TokenDocument]:
     ]
 
 
-def epoch_of(batches: Batches, epoch: int) -> np.ndarray:
+def epoch_of(batches: Batches | DrawnBatches, epoch: int) -> np.ndarray:
     """All windows [windows_per_epoch, length + 1] of one epoch, in order, from batches of one."""
     assert batches.batch_size == 1
     first = epoch * batches.windows_per_epoch
@@ -102,3 +106,70 @@ def test_a_length_beyond_all_documents_is_refused() -> None:
     with pytest.raises(ValueError, match=message):
         Batches(documents_of(5, 13), length=13, batch_size=2, seed=0)
     assert Batches(documents_of(5, 13), length=12, batch_size=2, seed=0).windows_per_epoch == 1
+
+
+def texts_of(count: int) -> list[str]:
+    """Random letters, so that a window tells where it comes from."""
+    rng = np.random.default_rng(0)
+    return ["".join(map(chr, rng.integers(97, 123, size))) for size in rng.integers(2, 60, count)]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["documents", "packed"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """Sixty documents in several shards, to be cut by document, or as one text with a byte 0 behind each."""
+    folder = tmp_path_factory.mktemp("shards")
+    path = lines_of(folder / "x.jsonl", *({"text": text} for text in texts_of(60)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "BLOCK_BYTES", 500)
+        return TokenStore.build(DataConfig("jsonl", path, pack=request.param, processes=1), folder)
+
+
+def cuts_of(document: bytes, length: int) -> list[list[bytes]]:
+    """The windows of a document from each offset that it may be cut from."""
+    windows, slack = divmod(len(document) - 1, length)
+    starts = [[offset + k * length for k in range(windows)] for offset in range(slack + 1)]
+    return [[document[start : start + length + 1] for start in cut] for cut in starts]
+
+
+@pytest.mark.parametrize("length", [7, 16])
+def test_a_corpus_of_many_shards_is_cut_like_one_of_a_single_shard(store: TokenStore, length: int) -> None:
+    batches = training_batches(store, length, 1, seed=3)
+    assert isinstance(batches, DrawnBatches)
+    assert len(store.counts("tokens", "train")) > 4
+    documents = [bytes(document.ids) for document in store.documents("train")]
+    if store.pack:
+        assert {document.index(0) - len(document) for document in documents} == {-1}
+        documents = [b"".join(documents)]
+    text, orders = b"".join(documents), []
+    for epoch in range(2):
+        found = [window.astype(np.uint8).tobytes() for window in epoch_of(batches, epoch)]
+        orders.append(np.argsort([text.index(window) for window in found]).tolist())
+        windows = Counter(found)
+        for document in documents:
+            windows -= Counter(next(cut for cut in cuts_of(document, length) if Counter(cut) <= windows))
+        assert not windows
+    assert orders[0] != orders[1]
+    assert orders[0] != sorted(orders[0])
+
+
+def test_drawn_batches_depend_on_seed_and_step_alone_and_join_epochs(store: TokenStore) -> None:
+    single = training_batches(store, 7, 1, seed=1)
+    assert isinstance(single, DrawnBatches)
+    rows = np.concatenate([epoch_of(single, epoch) for epoch in range(3)])
+    size = single.windows_per_epoch + 3
+    for step in (1, 0):
+        found = training_batches(TokenStore.open(store.folder), 7, size, seed=1).batch(step)
+        assert (found == rows[step * size : (step + 1) * size]).all()
+        assert found.dtype == np.int64
+    assert not (training_batches(store, 7, size, seed=2).batch(0) == rows[:size]).all()
+    with pytest.raises(ValueError, match=r"^train\.length=9999 is longer"):
+        training_batches(store, 9999, 2, seed=0)
+
+
+def test_a_packed_corpus_of_one_shard_is_cut_as_one_document(tmp_path: Path) -> None:
+    path = lines_of(tmp_path / "x.jsonl", *({"text": text} for text in texts_of(40)))
+    store = TokenStore.build(DataConfig("jsonl", path, pack=True), tmp_path)
+    whole = b"".join(bytes(document.ids) for document in store.documents("train"))
+    expected = Batches([TokenDocument("", np.frombuffer(whole, np.uint8))], 16, 3, seed=0)
+    found = training_batches(store, 16, 3, seed=0)
+    assert all((found.batch(step) == expected.batch(step)).all() for step in range(9))

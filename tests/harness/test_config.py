@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from pyarrow import parquet
 
 from baselines.config import SizeConfig
 from baselines.registry import find
@@ -22,6 +24,7 @@ from harness.measure.config import MeasureConfig
 from harness.run import run
 from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
+from tests.data.corpora import bpe
 
 SCHEMAS = {
     "size": SizeConfig, "data": DataConfig, "train": TrainConfig, "measure": MeasureConfig, "runtime": RuntimeConfig,
@@ -53,6 +56,15 @@ def paths_for(option: str, folder: Path) -> list[str]:
     if option == "data=jsonl":
         (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": f"{i} {text}"}) for i in range(20)))
         return [f"data.path={folder / 'a.jsonl'}", "data.test_fraction=0.3"]
+    if option == "data=hf":  # with a tokenizer and packed: all that differs from bytes, in one run
+        pytest.importorskip("datasets", reason="datasets is not installed")
+        bpe().save(str(folder / "tokenizer.json"))
+        rows = [{"text": f"{i} {text * 4}"} for i in range(20)]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "a.parquet")
+        return [
+            f"data.path={folder / 'a.parquet'}", f"data.tokenizer={folder / 'tokenizer.json'}", "data.pack=true",
+            "data.test_fraction=0.3", "measure.conventions=[position,fixed_target,window]",
+        ]  # fmt: skip
     if option == "data=audio":
         soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
         for i in range(20):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from baselines.interface import SequenceModel, bytes_as_tokens
+from baselines.interface import Encoded, SequenceModel, bytes_as_tokens
 from harness.data.tokens import TokenDocument
 from harness.measure.fixed_target import BLOCK, block_starts, contexts_up_to, fixed_target
 from harness.measure.nll_file import Score
@@ -97,9 +97,13 @@ def letters(count: int, length: int) -> list[TokenDocument]:
     return [TokenDocument(f"d{i}", rng.integers(97, 123, length, dtype=np.uint8)) for i in range(count)]
 
 
+def in_bytes(document: TokenDocument, tokens: int) -> Encoded:
+    return bytes_as_tokens(document.text(tokens))
+
+
 def test_one_pass_gives_the_whole_position_curve(gru: SequenceModel, fed: list[int], tmp_path: Path) -> None:
     documents = letters(3, 500)
-    position_curve(scorer(gru), bytes_as_tokens, documents, 500, None, tmp_path / "p", tmp_path, silent)
+    position_curve(scorer(gru), in_bytes, documents, 500, None, tmp_path / "p", tmp_path, silent)
     assert sum(fed) == 3 * 499
 
 
@@ -111,7 +115,7 @@ def test_fixed_targets_cost_their_context_once_a_block(gru: SequenceModel, fed: 
 def test_the_three_conventions_agree_where_they_ask_the_same(gru: SequenceModel, tmp_path: Path) -> None:
     """A window as long as the document is the position curve, whose targets a context from the start on also gives."""
     documents = letters(5, 48)
-    position_curve(scorer(gru), bytes_as_tokens, documents, 48, None, tmp_path / "p", tmp_path, silent)
+    position_curve(scorer(gru), in_bytes, documents, 48, None, tmp_path / "p", tmp_path, silent)
     windowed(scorer(gru), documents, 48, 48, 48, None, tmp_path / "w", tmp_path, silent)
     fixed_target(scorer(gru), documents, 32, 16, None, tmp_path / "f", tmp_path, silent)
     position, window, fixed = (pd.read_parquet(tmp_path / name) for name in "pwf")

@@ -83,12 +83,16 @@ def document(name: str, text: bytes) -> TokenDocument:
     return TokenDocument(name, np.frombuffer(text, np.uint8))
 
 
+def in_bytes(document: TokenDocument, tokens: int) -> Encoded:
+    return bytes_as_tokens(document.text(tokens))
+
+
 def test_the_curve_keeps_every_position_of_every_document(tmp_path: Path) -> None:
     documents = [document("a", b"abcdef"), document("b", b"xyz")]
     told: list[tuple[int, int]] = []
     curve = position_curve(
         lambda rows, targets: rows[:, -targets:] / 2,
-        bytes_as_tokens,
+        in_bytes,
         documents,
         5,
         4,
@@ -110,13 +114,14 @@ def test_a_nan_is_not_averaged_away(tmp_path: Path) -> None:
 
     documents = [document("a", b"abcdef")]
     with pytest.raises(ArithmeticError, match="NLL of a is not finite at position 2"):
-        position_curve(score, bytes_as_tokens, documents, 9, None, tmp_path / "n", tmp_path, lambda *_: None)
+        position_curve(score, in_bytes, documents, 9, None, tmp_path / "n", tmp_path, lambda *_: None)
 
 
 def test_a_tokenizer_reads_the_same_bytes_and_its_tokens_keep_their_sizes(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
 
-    def in_twos(text: bytes) -> Encoded:
+    def in_twos(document: TokenDocument, tokens: int) -> Encoded:
+        text = document.text(tokens)
         pairs = [text[i : i + 2] for i in range(0, len(text), 2)]
         return Encoded(np.array([pair[0] for pair in pairs]), np.array([len(pair) for pair in pairs]))
 

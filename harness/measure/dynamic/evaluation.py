@@ -62,10 +62,15 @@ def dynamic_evaluation(
                 seconds[i] += time.perf_counter() - started
             names.append(document.name)
         count = weights.count
-    write_nll(path, names, adapted, frozen_nll=frozen)
+    sizes = [document.bytes_of(0, max_length) for document in documents]
+    per_token = sum(int(size.sum()) for size in sizes) / sum(map(len, sizes))
+    first = [int(size[0]) for size in sizes]
+    write_nll(path, names, adapted, [size[1:] for size in sizes], first_bytes=first, frozen_nll=frozen)
     return Dynamic(
         nll_file=str(path.relative_to(run_folder)), documents=len(names), tokens=sum(len(nll) for nll in adapted),
-        max_length=max_length, train_length=train_length, method=config.method, adapted_parameters=count,
+        max_length=round(max_length * per_token),
+        train_length=None if train_length is None else round(train_length * per_token),
+        method=config.method, adapted_parameters=count,
         parameters=config.parameters, segment=config.segment, context=context, learning_rate=rate,
         frozen_seconds=seconds[0], adapted_seconds=seconds[1],
     )  # fmt: skip

@@ -88,21 +88,21 @@ def write_continuation(documents: Sequence[TokenDocument], folder: Path) -> None
 def _questions(documents: Sequence[TokenDocument]) -> list[dict[str, Any]]:
     """Questions spread evenly over the documents, drawn by a fixed generator."""
     size = CONTEXT_BYTES + CHOICE_BYTES
-    long = [document for document in documents if len(document.ids) >= 2 * size]
+    long = [text for document in documents if len(text := document.text()) >= 2 * size]
     if len(long) < CHOICES:
         raise ValueError(f"task continuation needs {CHOICES} test documents of {2 * size} bytes; there are {len(long)}")
     draw = random.Random(0)
     questions = []
     for number in range(MOST_QUESTIONS):
         own = long[number % len(long)]
-        others = draw.sample([document for document in long if document is not own], CHOICES - 1)
-        begin = draw.randrange(len(own.ids) - size + 1)
+        others = draw.sample([text for text in long if text is not own], CHOICES - 1)
+        begin = draw.randrange(len(own) - size + 1)
         choices = [_passage(own, begin + CONTEXT_BYTES)]
-        choices += [_passage(other, draw.randrange(len(other.ids) - CHOICE_BYTES + 1)) for other in others]
+        choices += [_passage(other, draw.randrange(len(other) - CHOICE_BYTES + 1)) for other in others]
         order = draw.sample(range(CHOICES), CHOICES)
         questions.append(
             {
-                "context": _text(own.ids[begin : begin + CONTEXT_BYTES].tobytes()),
+                "context": _decoded(own[begin : begin + CONTEXT_BYTES]),
                 "choices": [choices[i] for i in order],
                 "answer": order.index(0),
             }
@@ -110,9 +110,9 @@ def _questions(documents: Sequence[TokenDocument]) -> list[dict[str, Any]]:
     return questions
 
 
-def _passage(document: TokenDocument, begin: int) -> str:
-    return _text(document.ids[begin : begin + CHOICE_BYTES].tobytes())
+def _passage(text: bytes, begin: int) -> str:
+    return _decoded(text[begin : begin + CHOICE_BYTES])
 
 
-def _text(part: bytes) -> str:
+def _decoded(part: bytes) -> str:
     return part.decode("utf-8", errors="replace")
