@@ -43,6 +43,9 @@ class Mixer(nn.Module, ABC):
     def forward(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State | None]:
         """x [B, L, H] -> y [B, L, H], going on from `state` (None: from the start); the next state if `keep`."""
 
+    def before_step(self, step: int, steps: int) -> None:
+        """As of `SequenceModel`: called before each of the `steps` optimiser steps."""
+
     @classmethod
     @abstractmethod
     def count(cls, options: Any, hidden_size: int) -> int:

@@ -64,6 +64,11 @@ class MixerFamily(SequenceModel):
         """What the mixers' last forward ran on, each path once."""
         return "+".join(dict.fromkeys(mixer.kernel_path for mixer in self.mixers))
 
+    def before_step(self, step: int, steps: int) -> None:
+        """Every mixer changes what it wants to."""
+        for mixer in self.mixers:
+            mixer.before_step(step, steps)
+
     def flops(self, length: int, mode: Mode) -> int:
         """Per token 2 a weight of SwiGLU, head and, in the mamba backbone, convolution, gate and projection; mixers.
 

@@ -149,6 +149,9 @@ class SequenceModel(ABC):
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(state)}
         return sum(storages.values())
 
+    def before_step(self, step: int, steps: int) -> None:  # noqa: B027 - most families have nothing to do
+        """Called before each of the `steps` optimiser steps: what the family changes of itself as training goes on."""
+
     def diagnostics(self, input_ids: Tensor) -> dict[str, Tensor]:
         """Curves [layers, L] that the family can draw of itself reading `input_ids` [B, L], as "group: series"."""
         return {}

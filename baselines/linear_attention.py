@@ -5,10 +5,15 @@
 (equations 9 and 18 to 20). The sums are a state of fixed size. Whole sequences go by chunks: between chunks by the
 state, inside one by the masked scores. Rotary positions turn the features in the numerator alone, so that the
 denominator stays positive (Su et al., arXiv 2104.09864, equation 19).
+
+Feature map and denominator can be left out: y_t = q_t·S_t, whose scale a LayerNorm before the output projection takes
+care of (Qin et al., arXiv 2210.10340, found both to hurt). This is the "improved" linear attention of the TTT paper
+(arXiv 2407.04620, Table 1 and Sec. 2.6, footnote 8), and the one that a TTT layer equals.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +26,8 @@ from baselines._mixer_family import MixerFamily
 from baselines._precision import at_least_float32
 from baselines._rotary import rotary
 
+FEATURES: dict[str, Callable[[Tensor], Tensor]] = {"elu": lambda x: F.elu(x) + 1, "identity": lambda x: x}
+EPSILON = 1e-6
 CHUNK = 64
 """Tokens that see one another by scores; of the order of the head width, where both ways cost the same."""
 
@@ -31,13 +38,25 @@ class Config(_mixer.MixerConfig):
 
     family: str = "linear_attention"
     rotary: bool = True
+    features: str = "elu"
+    """φ: elu + 1, or the identity."""
+    normaliser: bool = True
+    """Whether the sum of values is divided by that of weights; needs positive features."""
+    output_norm: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.features not in FEATURES:
+            raise ValueError(f"linear_attention: features={self.features!r} must be one of {', '.join(FEATURES)}")
+        if self.normaliser and self.features != "elu":
+            raise ValueError("linear_attention: normaliser=True needs features='elu', which are positive")
 
 
 class Sums(NamedTuple):
-    """What is remembered: S [B, heads, f, f], z [B, heads, f], and how many tokens that is."""
+    """What is remembered: S [B, heads, f, f], z [B, heads, f] for a normaliser, and how many tokens that is."""
 
     S: Tensor
-    z: Tensor
+    z: Tensor | None
     tokens: int
 
 
@@ -50,6 +69,8 @@ class LinearAttention(_mixer.Mixer):
         super().__init__(options, hidden_size)
         assert options.head_dim is not None
         self.heads, self.turned = hidden_size // options.head_dim, options.rotary
+        self.features, self.normaliser = FEATURES[options.features], options.normaliser
+        self.output_norm = nn.LayerNorm(hidden_size, eps=EPSILON) if options.output_norm else nn.Identity()
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
             nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4)
         )
@@ -61,29 +82,31 @@ class LinearAttention(_mixer.Mixer):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         with torch.autocast(x.device.type, enabled=False):
-            y, after = self._attend(F.elu(q) + 1, F.elu(k) + 1, v, state)
-        return self.o_proj(y.transpose(1, 2).flatten(2).to(x.dtype)), after if keep else None
+            y, after = self._attend(self.features(q), self.features(k), v, state)
+        y = self.output_norm(y.transpose(1, 2).flatten(2).to(x.dtype))
+        return self.o_proj(y), after if keep else None
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, state: Sums | None) -> tuple[Tensor, Sums]:
         """Features q, k and values v [B, heads, L, f] -> y like v, and the sums after them."""
         rows, heads, length, f = v.shape
         if state is None:
-            state = Sums(v.new_zeros(rows, heads, f, f), v.new_zeros(rows, heads, f), 0)
-        z = state.z.unsqueeze(2) + k.cumsum(2)
-        normaliser = (q * z).sum(-1, keepdim=True)
+            state = Sums(v.new_zeros(rows, heads, f, f), v.new_zeros(rows, heads, f) if self.normaliser else None, 0)
+        z = None if state.z is None else state.z.unsqueeze(2) + k.cumsum(2)
+        normaliser = None if z is None else (q * z).sum(-1, keepdim=True)
         if self.turned:
             positions = torch.arange(state.tokens, state.tokens + length, device=v.device)
             q, k = rotary(q, positions), rotary(k, positions)
         q, k, v = (_chunks(part) for part in (q, k, v))
         products = torch.cat([state.S.unsqueeze(2), k.mT @ v], 2).cumsum(2)
         y = q @ products[:, :, :-1] + (q @ k.mT).tril() @ v
-        y = y.flatten(2, 3)[:, :, :length] / normaliser
-        return y, Sums(products[:, :, -1], z[:, :, -1], state.tokens + length)
+        y = y.flatten(2, 3)[:, :, :length]
+        after = Sums(products[:, :, -1], None if z is None else z[:, :, -1], state.tokens + length)
+        return y if normaliser is None else y / normaliser, after
 
     @classmethod
     def count(cls, options: Config, hidden_size: int) -> int:
-        """Four square projections."""
-        return 4 * hidden_size * hidden_size
+        """Four square projections and the norm before the last."""
+        return 4 * hidden_size * hidden_size + 2 * hidden_size * options.output_norm
 
     @classmethod
     def flops(cls, options: Config, hidden_size: int, length: int) -> int:

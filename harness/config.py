@@ -27,6 +27,8 @@ from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
 
 S = TypeVar("S")
+SCALES = ("cpu", "gpu_hour", "paper")
+"""How large an experiment is run (config group `scale`)."""
 
 
 @dataclass
@@ -36,7 +38,7 @@ class RunConfig:
     `tasks` are tasks of lm-eval to run on every model (`continuation` is our own). `name` begins the name of the run
     folder, `<output>/runs/<name>-<hash of the config>`, which seeds share; `folder` puts it elsewhere. `allow_unlike`
     names keys in which the report may let models differ, marked; `reference` names numbers of a paper, a file of
-    `results/reference`, that it draws beside ours.
+    `results/reference`, that it draws beside ours. `scale` is what `${scaled:…}` in YAML goes by.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class RunConfig:
     reference: str | None = None
     seed: int = 0
     name: str = "comparison"
+    scale: str = "cpu"
     output: str = "results"
     folder: str | None = None
 
@@ -80,8 +83,20 @@ class RunConfig:
 
 
 def register_schema(schema: type | None = None) -> None:
-    """Tell Hydra the types of the primary config, without importing torch; `schema` is one with more keys."""
+    """Tell Hydra the types of the primary config, without importing torch, and YAML how to choose by scale.
+
+    `schema` is one with more keys.
+    """
     ConfigStore.instance().store(name="schema", node=schema or RunConfig)
+    OmegaConf.register_new_resolver("scaled", _scaled, replace=True)
+    OmegaConf.register_new_resolver("rows", lambda tokens, *, _parent_: tokens // _parent_.length, replace=True)
+
+
+def _scaled(*values: Any, _root_: DictConfig) -> Any:
+    """`${scaled:A,B,C}`: A at scale=cpu, B at gpu_hour, C at paper."""
+    if len(values) != len(SCALES) or _root_.scale not in SCALES:
+        raise ValueError(f"scale={_root_.scale}: ${{scaled:…}} takes a value each of {', '.join(SCALES)}")
+    return values[SCALES.index(_root_.scale)]
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
@@ -102,11 +117,16 @@ def typed_rest(schema: type[S], composed: DictConfig) -> S:
 
 
 def typed_models(composed: DictConfig) -> dict[str, Any]:
-    """The config of each selected model, typed by its family."""
+    """The config of each selected model, typed by its family; one whose family is null is left out at this scale."""
     models = composed.model
     if not models:
         raise ValueError("model=[] selects no model; choose some of the group `model` (see --help)")
-    return {str(name): _typed_model(str(name), models[name]) for name in models}
+    chosen = [name for name in models if not _left_out(models[name])]
+    return {str(name): _typed_model(str(name), models[name]) for name in chosen}
+
+
+def _left_out(node: Any) -> bool:
+    return isinstance(node, DictConfig) and "family" in node and node.family is None
 
 
 def _typed(schema: type, node: DictConfig, where: str) -> Any:

@@ -8,6 +8,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 GROUPS = {
     "experiment": "a ready comparison; sets the groups below",
+    "scale": "how large an experiment is run: its models, data and recipe",
     "model": "what is compared; takes a list: model=[transformer,mamba]",
     "size": "the budget that all models meet, and what is equal in it",
     "data": "the documents",
@@ -26,6 +27,7 @@ throughput, latency and memory, and writes tables, figures and a page.
   python -m harness train.tokens=1000000 seed=1       other values; seeds of one config share a run folder
   python -m harness model.mamba.checkpoint=FOLDER     load instead of train
   python -m harness --multirun seed=0,1,2             several runs; the report aggregates over seeds
+  python -m harness experiment=ladder scale=paper     a table of a paper, at the paper's size; also gpu_hour, cpu
   python -m harness debug=smoke                       everything in seconds
   python -m harness.plan experiment=tune              what it will cost, before it is run
   python -m harness --cfg job                         print the composed config and stop

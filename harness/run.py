@@ -33,6 +33,8 @@ from harness.measure.recall.tasks import check_text
 from harness.progress import Display
 from harness.records import Conditions, Finish
 from harness.timing import Timing
+from harness.train.checkpoint import finished_training
+from harness.tuning import trained_before
 
 REFERENCE = "reference: "
 """Begins the last line of a run's `config.yaml` where numbers of a paper belong to it."""
@@ -109,7 +111,15 @@ def check_lengths(config: RunConfig, tokens: TokenStore) -> None:
 
 
 def check_checkpoints(config: RunConfig) -> None:
-    """ValueError if a checkpoint is neither a model's folder, a GGUF file nor a hub name of the form owner/name."""
+    """ValueError if a checkpoint is neither a model's folder, a GGUF file nor a hub name of the form owner/name.
+
+    Or if the run that models are to begin from has not trained them.
+    """
+    begins_from = config.train.init_from
+    for name in [name for name, family in config.model.items() if begins_from and not family.checkpoint]:
+        folder = trained_before(str(begins_from), config.seed, name)
+        if finished_training(folder) is None:
+            raise ValueError(f"train.init_from={begins_from}: no trained model at {folder}; give the folder of a run")
     for name, family in config.model.items():
         if family.checkpoint is None or (Path(family.checkpoint) / "config.json").exists():
             continue

@@ -57,6 +57,7 @@ from harness.records import (
 from harness.train.checkpoint import finished_training, save_checkpoint
 from harness.train.engine import peers, whole_weights
 from harness.train.loop import Trainer
+from harness.tuning import trained_before
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -203,7 +204,7 @@ class ModelSession(Session):
     def _train(self, model_class: type[SequenceModel]) -> Training:
         accelerator = self._accelerator()
         torch.manual_seed(self.config.seed)
-        baseline = model_class.build(self.family, self.tokens.vocab_size)
+        baseline = self._beginning(model_class)
         recipe = self.config.train
         batches = training_batches(self.tokens, recipe.length, recipe.batch_size, self.config.seed)
         resume = self.job.folder / "resume"
@@ -221,6 +222,21 @@ class ModelSession(Session):
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return training
+
+    def _beginning(self, model_class: type[SequenceModel]) -> SequenceModel:
+        """The model before its training: of random weights, or what another run made of it."""
+        recipe, vocab_size = self.config.train, self.tokens.vocab_size
+        if recipe.init_from is None:
+            return model_class.build(self.family, vocab_size)
+        folder = trained_before(recipe.init_from, self.config.seed, self.job.name)
+        baseline = model_class.load(dataclasses.replace(self.family, checkpoint=str(folder)))
+        found, wanted = baseline.model.num_parameters(), self.family.parameters(vocab_size)
+        if found != wanted:
+            raise ValueError(
+                f"train.init_from: {folder} has {found:,} parameters, {self.job.name} is to have {wanted:,}:"
+                " give the size and options that it was trained with"
+            )
+        return baseline
 
     def _accelerator(self) -> Accelerator:
         if "WORLD_SIZE" in os.environ:  # under torchrun every model's group of workers needs a store of its own

@@ -54,5 +54,10 @@ def final_loss(checkpoint: Path) -> float:
     return sum(last) / len(last)
 
 
+def trained_before(run_folder: str, seed: int, name: str) -> Path:
+    """The checkpoint of the model of that name (at its shared rate) in another run."""
+    return Path(run_folder) / f"seed{seed}" / shared_name(name) / "checkpoint"
+
+
 def _folder(config: RunConfig, name: str) -> Path:
     return config.run_folder / f"seed{config.seed}" / name / "checkpoint"

@@ -11,7 +11,9 @@ class TrainConfig:
 
     The shape of the recipe is that of the TTT paper (Sun et al., arXiv 2407.04620, appendix C): betas (0.9, 0.95),
     weight decay 0.1, gradients clipped to norm 1, warm-up over a tenth of the steps, cosine to 1e-5. At each of `rates`
-    every model is trained too; the best one is compared beside `learning_rate` (`harness.tuning`).
+    every model is trained too; the best one is compared beside `learning_rate` (`harness.tuning`). `decay_all` lets
+    weight decay act on norms, biases and all else, as the paper's own code does. `init_from` is the folder of another
+    run: each model begins with the weights that the model of its name had there at the end, with the same seed.
     """
 
     tokens: int = 1_200_000
@@ -22,11 +24,13 @@ class TrainConfig:
     final_learning_rate: float = 1e-5
     warmup: float = 0.1
     weight_decay: float = 0.1
+    decay_all: bool = False
     beta1: float = 0.9
     beta2: float = 0.95
     clip_norm: float = 1.0
     log_every: int = 5
     checkpoint_seconds: float = 20.0
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("length", "batch_size", "log_every"):

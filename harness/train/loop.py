@@ -42,12 +42,15 @@ def loss_of(model: nn.Module, windows: Tensor) -> Tensor:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices alone, not on norms, biases and what a family exempts (`_no_weight_decay`)."""
+    """AdamW; weight decay on matrices alone, not on norms, biases and what a family exempts (`_no_weight_decay`).
+
+    With `decay_all` on every parameter.
+    """
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
     for parameter in model.parameters():
         plain = parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False)
-        (exempt if plain else decayed).append(parameter)
+        (exempt if plain and not config.decay_all else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
@@ -103,6 +106,7 @@ class Trainer:
         return self._summary()
 
     def _update(self, step: int) -> Tensor:
+        self.baseline.before_step(step, self.config.steps)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         windows = torch.from_numpy(self.batches.batch(step)).to(self.accelerator.device)
         for group in self.optimizer.param_groups:

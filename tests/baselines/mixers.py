@@ -19,6 +19,7 @@ CONFIGS: dict[str, MixerConfig] = {
     "lstm": recurrent.Config(cell="lstm", **SIZES),
     "linear": linear_attention.Config(**SIZES),
     "linear, no positions": linear_attention.Config(rotary=False, **SIZES),
+    "linear, no features": linear_attention.Config(features="identity", normaliser=False, output_norm=True, **SIZES),
     "low rank": low_rank_attention.Config(block=8, rank=3, **SIZES),
     "long": convolution.Config(reach=12, **SIZES),
     "long, beyond the text": convolution.Config(reach=50, **SIZES),

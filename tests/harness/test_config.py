@@ -29,12 +29,19 @@ from tests.data.corpora import bpe
 SCHEMAS = {
     "size": SizeConfig, "data": DataConfig, "train": TrainConfig, "measure": MeasureConfig, "runtime": RuntimeConfig,
 }  # fmt: skip
+EXPERIMENTS = {f"experiment={path.stem}" for path in CONF.glob("experiment/*.yaml")}
+HERE = {f"experiment={name}" for name in ("quickstart", "none", "zoo", "audio")}
 NOT_RUN = {
     "runtime=gpu",
-    "experiment=tune",
+    "scale=paper",
+    "data=pile",
+    "data=books",
+    *(EXPERIMENTS - HERE),
+    *(f"train={name}" for name in ("gpu_hour", "125m", "350m", "760m", "1.3b")),
     *(f"size={size}" for size in ("2m", "10m", "30m", "125m", "350m", "760m", "1.3b")),
 }
-"""Needs a GPU, or more seconds than a test has: see `test_tuning.py`, and `test_budget.py` for the sizes."""
+"""Needs a GPU, a network, or more seconds than a test has; `test_experiments.py` runs the other experiments and
+composes the recipes, `test_tuning.py` runs `tune`, `test_budget.py` fits the sizes."""
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml"))]
 
 

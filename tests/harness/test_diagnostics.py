@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,9 @@ from baselines.interface import SequenceModel
 from baselines.registry import find
 from harness.data.tokens import TokenDocument
 from harness.measure.diagnostics import STRIDE, diagnose
+from harness.records import Diagnostics, Record, RecordStore
+from harness.report.collect import collect
+from harness.report.figures import diagnostics
 
 
 def documents(*lengths: int) -> list[TokenDocument]:
@@ -45,3 +50,24 @@ def test_ttt_reports_losses_that_fall_by_learning(learner: str) -> None:
     assert all(np.shape(curve) == (2, 96 // STRIDE) for curve in found.values())
     initial, after = (np.array(found[f"inner loss: {name}"]) for name in ("W0", "after the token's step"))
     assert (after < initial).all()
+
+
+@pytest.mark.parametrize("options", [{"learnable_w0": False}, {"mini_batch_size": 128}])
+def test_ttt_reports_no_change_relative_to_nothing(options: dict[str, int]) -> None:
+    """Nor one after a mini-batch that never filled."""
+    family = find("ttt")
+    config = family.Config(hidden_size=32, num_layers=2, head_dim=16, intermediate_size=32, **options)
+    found = diagnose(family.build(config, 256), documents(100), 96, "cpu").curves
+    assert {name.split(": ")[0] for name in found} == {"inner loss", "inner learning rate"}
+    assert all(np.isfinite(curve).all() for curve in found.values())
+
+
+def test_a_group_that_a_model_lacks_leaves_its_place_empty(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    for name, groups in (("a", ["loss", "rate"]), ("b", ["rate"])):
+        curves = {f"{group}: mean": [[1.0, 2.0, 3.0]] for group in groups}
+        store.append(Record(Diagnostics.kind, name, "ttt", 0, values=Diagnostics(2, STRIDE, curves)))
+    drawn = diagnostics(collect([tmp_path]))
+    assert drawn is not None
+    shown = [(ax.get_title(loc="left"), ax.axison) for ax in drawn.figure.axes]
+    assert shown == [("a: loss", True), ("a: rate", True), ("", False), ("b: rate", True)]

@@ -25,6 +25,9 @@ def diagnostics(run: Run) -> Drawn | None:
     for row, (name, values) in zip(grid, found.items(), strict=True):
         for ax, group in zip(row, groups, strict=True):
             keys = [key for key in values[0].curves if key.startswith(f"{group}: ")]
+            if not keys:
+                ax.set_axis_off()
+                continue
             for key, (color, line) in zip(keys, _SERIES if len(keys) > 1 else _SERIES[1:], strict=False):
                 mean = np.mean([value.curves[key] for value in values], axis=(0, 1))
                 position = (np.arange(len(mean)) + 0.5) * values[0].stride
