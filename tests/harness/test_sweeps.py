@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from harness.config import RunConfig
 from harness.locks import hold
 from harness.records import RecordStore, Training
 from harness.run import run
+from harness.timing import Timing
 from tests.harness.sweep_job import leaves_a_mark
 
 ROOT = Path(__file__).parents[2]
@@ -94,15 +96,15 @@ def test_runs_train_beside_each_other_and_time_alone(config: RunConfig, monkeypa
     config.measure.max_length = 128
     others_may: dict[str, bool] = {}
 
-    def note(part: str) -> Callable[[Comparison], None]:
-        def noted(self: Comparison) -> None:
+    def note(part: str) -> Callable[[Any], None]:
+        def noted(self: Any) -> None:
             (path,) = Path(config.output).glob(".timing-*")
             others_may[part] = free(path, shared=True)
 
         return noted
 
-    for part in ("quality", "timing"):
-        monkeypatch.setattr(Comparison, part, note(part))
+    monkeypatch.setattr(Comparison, "quality", note("quality"))
+    monkeypatch.setattr(Timing, "run", note("timing"))
     monkeypatch.setattr("harness.run.report", lambda folder, console, allow_unlike: folder)
     assert run(config) == 0
     assert others_may == {"quality": True, "timing": False}

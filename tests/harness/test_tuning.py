@@ -65,7 +65,7 @@ def test_both_rates_are_compared_and_told_apart(tuned: RunConfig) -> None:
     tuned.size = dataclasses.replace(tuned.size, parameters=5728)
     tuned.measure = MeasureConfig(
         max_length=128, conventions=["position"], ngrams=[2], prefill_lengths=[32], decode_contexts=[16],
-        decode_tokens=2, repeats=1, seconds=0.0,
+        decode_tokens=2, repeats=1, seconds=0.0, max_load=math.inf,
     )  # fmt: skip
     assert run(tuned) == 0
     found = rows(tuned.run_folder, 0)
