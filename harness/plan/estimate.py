@@ -11,7 +11,7 @@ import torch
 from baselines.config import FamilyConfig, Unsupported
 from harness.config import RunConfig
 from harness.plan.config import PlanOptions
-from harness.plan.corpus import Corpus, corpus_of
+from harness.plan.corpus import BYTES_A_TOKEN, Corpus, corpus_of
 from harness.plan.hardware import HERE, NAMED
 from harness.plan.memory import BYTES, Memory, memory_of
 from harness.plan.missing import missing, short_of
@@ -128,9 +128,8 @@ def _plan_model(config: RunConfig, name: str, family: FamilyConfig, corpus: Corp
         if family.checkpoint:
             return _plan_loaded(config, name, family, corpus)
         whole = without_weights(family, vocab_size)
-        work = work_of(config, name, whole, corpus.test_lengths)
-        train, reads = config.train, list(work.reads)
-        memory = memory_of(family, vocab_size, train.batch_size, train.length, reads, config.runtime.dtype)
+        work = work_of(config, name, whole, corpus.test)
+        memory = memory_of(family, vocab_size, config.train, config.runtime, list(work.reads))
         pace = pace_of(config, family, vocab_size, work, device) if device else None
     except (Unsupported, ValueError) as error:
         return ModelPlan(name, family, problem=str(error))
@@ -138,9 +137,9 @@ def _plan_model(config: RunConfig, name: str, family: FamilyConfig, corpus: Corp
 
 
 def _plan_loaded(config: RunConfig, name: str, family: FamilyConfig, corpus: Corpus) -> ModelPlan:
-    """A model that is scored alone; it is not loaded, so not timed. Each byte counts as a token: its own are fewer."""
+    """A model that is scored alone; it is not loaded, so not timed, nor is its tokenizer."""
     whole = of_checkpoint(family)
     count = whole.model.num_parameters()
     weights = BYTES * count
-    work = work_of(config, name, whole, corpus.test_lengths)
+    work = work_of(config, name, whole, corpus.test if whole.trains else corpus.test.read_by_own(BYTES_A_TOKEN))
     return ModelPlan(name, family, count, work, Memory(weights, 0, 0, 0, weights))

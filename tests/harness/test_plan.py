@@ -31,7 +31,7 @@ from harness.plan.estimate import ModelPlan, make_plan
 from harness.plan.memory import Read, activation_bytes, along_length
 from harness.plan.pace import wall_seconds
 from harness.plan.shrink import parts, with_weights, without_weights
-from harness.plan.work import scoring_reads, work_of
+from harness.plan.work import HeldOut, scoring_reads, work_of
 from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
 from harness.train.loop import loss_of
@@ -55,7 +55,7 @@ def test_flops_are_those_that_torch_counts() -> None:
     size = SizeConfig(parameters=250_000, tolerance=0.2, hidden_size=64, num_layers=4, head_dim=16)
     family = fit_to_size("transformer", FAMILIES["transformer"], size, 256)
     config = RunConfig(model={"transformer": family}, train=TrainConfig(tokens=1600, length=16, batch_size=4))
-    planned = work_of(config, "transformer", without_weights(family, 256), [40, 33])
+    planned = work_of(config, "transformer", without_weights(family, 256), HeldOut([40, 33], [40, 33]))
     baseline = with_weights(family, 256)
     baseline.model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as training:
@@ -142,7 +142,7 @@ def test_what_is_read_is_what_the_conventions_read(tmp_path: Path) -> None:
     position_curve(score, bytes_as_tokens, chosen, 512, 64, tmp_path / "a", *rest)
     fixed_target(score, bytes_as_tokens, chosen, 512, measure.targets, 64, tmp_path / "b", *rest)
     windowed(score, bytes_as_tokens, chosen, 512, 15, 9, 64, tmp_path / "c", *rest)
-    assert scoring_reads(config, lengths) == seen
+    assert scoring_reads(config, HeldOut(lengths[:5], lengths[:5])) == seen
 
 
 def test_the_longest_begins_and_the_clock_stops_with_the_last() -> None:
@@ -204,7 +204,7 @@ def test_what_is_missing_is_said_and_no_more(config: RunConfig, monkeypatch: pyt
     gru = config.model["gru"]
     config.model["hub"] = type(gru)(family="mine.gru", checkpoint="nobody/nothing")
     config.tasks = ["continuation"]
-    found = list(missing.missing(config, Corpus(problem="no text")))
+    found = list(missing.missing(config, Corpus(problems=["no text"])))
     for line, words in zip(found, ("no text", "no C++ compiler", "nobody/nothing is not in", "lm-eval"), strict=True):
         assert words in line
     config.runtime = RuntimeConfig(device="cuda")
