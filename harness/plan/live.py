@@ -81,7 +81,7 @@ class Changes(NamedTuple):
 
         Each storage grows in a straight line; where other rows make others, the peak does.
         """
-        here, there = ({n: size for n, size in zip(*c, strict=True) if size > 0} for c in (self, more))
+        here, there = (dict(zip(c.numbers.tolist(), abs(c.sizes), strict=True)) for c in (self, more))
         if here.keys() != there.keys():
             return self.peak + times * (more.peak - self.peak)
         grown = np.array([there[n] - here[n] for n in self.numbers.tolist()]) * np.sign(self.sizes)

@@ -2,15 +2,15 @@
 
 A step of training holds the weights, AdamW's two moments, and at its highest either the gradients (4 bytes a parameter,
 all there when the backward ends) or what the forward keeps for the backward with the results in flight (all there when
-it begins); in between one makes room for the other. Where gradients are summed over micro-batches both are there. The
-second kind has no formula: every family keeps other things, and so does every operator, fused or not. So a step is run
-and every tensor counted (`live.py`): at the true shape where that takes no more than a moment, else at full width with
-one and two parts of the layers (`shrink.py`), few rows and a small vocabulary. In these two every tensor is linear, so
-each is scaled by itself, and the peak is that of the whole batch, at whatever moment that has it. Bytes are linear in
-the parts. Where even so the length is too long they are found at lengths m, 2m, 3m and carried on; they are at most
-quadratic in it (scores of attention; a quadratic term below two percent is rounding by blocks). A window of attention
-longer than 3m is then not seen to end there. What is counted is what the operators of a CPU keep; CUDA kernels may keep
-less.
+it begins); in between one makes room for the other. Where gradients are summed over micro-batches both are there; where
+blocks are computed again, both at the most. The second kind has no formula: every family keeps other things, and so
+does every operator, fused or not. So a step is run and every tensor counted (`live.py`): at the true shape where that
+takes no more than a moment, else at full width with one and two parts of the layers (`shrink.py`), few rows and a small
+vocabulary. In these two every tensor is linear, so each is scaled by itself, and the peak is that of the whole batch,
+at whatever moment that has it. Bytes are linear in the parts. Where even so the length is too long they are found at
+lengths m, 2m, 3m and carried on; they are at most quadratic in it (scores of attention; a quadratic term below two
+percent is rounding by blocks). A window of attention longer than 3m is then not seen to end there. What is counted is
+what the operators of a CPU keep; CUDA kernels may keep less.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from harness.train.engine import recompute_blocks
 
 DIRECT_FLOPS, DIRECT_PARAMETERS = 2e10, 2e7
 """Up to so much a step is run as it is."""
-SAMPLE_FLOPS = 2e10
+SAMPLE_FLOPS = 5e9
 """A row of a step on a smaller model takes at most about so many."""
 STAND_IN = 509
 """Tokens of the vocabulary there: a prime number that divides no other side of a tensor."""
@@ -64,8 +64,8 @@ class Memory:
     scoring: int
     rows: int = 0
     """Sequences that the activations are those of."""
-    accumulates: bool = False
-    """Whether they are not all of a step, so that gradients of others are there already."""
+    together: bool = False
+    """Whether gradients are there beside them: those of other rows, or of later blocks when one is computed again."""
 
     @property
     def training(self) -> int:
@@ -76,7 +76,7 @@ class Memory:
     def step(self) -> int:
         """What a step takes beyond what rests between steps: gradients and activations, or the more of them."""
         both = self.gradients, self.activations
-        return sum(both) if self.accumulates else max(both)
+        return sum(both) if self.together else max(both)
 
     def rows_within(self, most: int) -> int:
         """About the largest micro-batch that trains in so many bytes."""
@@ -95,7 +95,8 @@ def memory_of(
     )
     scored = weights + weights // 2 if dtype == "bfloat16" else weights  # beside the trained ones a copy in that format
     scoring = scored + _scoring(family, vocab_size, reads, dtype)
-    return Memory(weights, 2 * weights, weights, activations, scoring, rows, rows < train.batch_size)
+    together = rows < train.batch_size or runtime.activation_checkpointing
+    return Memory(weights, 2 * weights, weights, activations, scoring, rows, together)
 
 
 def activation_bytes(
@@ -130,13 +131,14 @@ def _carried_on(
     known = min(vocab_size, STAND_IN)
     baseline, values = _to_train(family, known, recompute), list[float]()
     lengths = _lengths(family, baseline, length)
+    if lengths == [length] and baseline.flops(length, "train") > SAMPLE_FLOPS:
+        row = training_changes(baseline, 1, length, autocast).with_vocabulary(known, vocab_size)
+        return batch * row.peak  # what rows share is little beside one so long
     for tried in lengths:
-        rows = 2 if baseline.flops(tried, "train") <= SAMPLE_FLOPS else 1  # a single one spares copies that others need
         less, more = (
-            training_changes(baseline, count, tried, autocast).with_vocabulary(known, vocab_size)
-            for count in (rows, rows + 1)
-        )
-        values.append(less.carried_on(more, batch - rows))
+            training_changes(baseline, rows, tried, autocast).with_vocabulary(known, vocab_size) for rows in (2, 3)
+        )  # a single row spares copies that others need
+        values.append(less.carried_on(more, batch - 2))
     return along_length(lengths, values, length)
 
 

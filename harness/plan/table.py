@@ -68,7 +68,8 @@ def _totals(plan: Plan) -> list[list[int]]:
 
 def _memory(plan: Plan) -> Table:
     train, rows = plan.config.train, max((model.memory.rows for model in plan.models), default=0)
-    step = f"{'and' if rows < train.batch_size else 'or'} activations of {rows} × {train.length}"
+    together = any(model.memory.together for model in plan.models)
+    step = f"{'and' if together else 'or'} activations of {rows} × {train.length}"
     table = _table("peak memory", "training", "weights", "AdamW", "gradients", step, "scoring")
     for model in _planned(plan):
         memory = model.memory
