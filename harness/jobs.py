@@ -52,3 +52,8 @@ class Job:
     def folder(self) -> Path:
         """Where this model's files of this seed lie, inside the run folder."""
         return self.config.run_folder / f"seed{self.config.seed}" / self.name
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the trained model."""
+        return self.folder / "checkpoint"

@@ -7,25 +7,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
-import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from baselines.config import Unsupported
 from baselines.encoding import tokens_of
 from baselines.interface import Encoded, SequenceModel, bytes_as_tokens
 from baselines.registry import find
-from harness.data.batches import training_batches
 from harness.data.ngram import NGram
 from harness.data.tokens import TokenDocument, TokenStore
 from harness.gate import run_gate
@@ -50,16 +45,12 @@ from harness.records import (
     PositionCurve,
     TextRecall,
     Timed,
-    Training,
     Values,
     Window,
 )
-from harness.train.checkpoint import finished_training, save_checkpoint
-from harness.train.engine import peers, whole_weights
-from harness.train.loop import Trainer
-from harness.tuning import trained_before
-
-Progress = Callable[[dict[str, Any]], None]
+from harness.train.checkpoint import finished_training
+from harness.train.loop import Progress
+from harness.train.task import train_to_checkpoint
 
 
 class Session(ABC):
@@ -162,11 +153,6 @@ class ModelSession(Session):
         assert job.family is not None
         self.family = job.family
 
-    @property
-    def checkpoint(self) -> Path:
-        """Folder of the finished model."""
-        return self.job.folder / "checkpoint"
-
     def obtain(self) -> Values:
         """Load the model where a checkpoint is named or its training is finished; else train it (on)."""
         model_class = find(self.family.family)
@@ -178,10 +164,10 @@ class ModelSession(Session):
                 )
             parameters, limit = self.baseline.model.num_parameters(), self.baseline.context_limit
             return Loaded(parameters, str(self.family.checkpoint), limit)
-        finished = finished_training(self.checkpoint)
+        finished = finished_training(self.job.checkpoint)
         if finished is None:
-            finished = self._train(model_class)
-        self._take(model_class.load(dataclasses.replace(self.family, checkpoint=str(self.checkpoint))))
+            finished = train_to_checkpoint(self.job, self.tokens, self.progress)
+        self._take(model_class.load(dataclasses.replace(self.family, checkpoint=str(self.job.checkpoint))))
         return finished
 
     def training_cost(self) -> float:
@@ -198,56 +184,8 @@ class ModelSession(Session):
 
     def train_length(self) -> int | None:
         """The recipe's length, or what a loaded checkpoint of ours says."""
-        training = finished_training(Path(self.family.checkpoint or self.checkpoint))
+        training = finished_training(Path(self.family.checkpoint or self.job.checkpoint))
         return training.train_length if training else None
-
-    def _train(self, model_class: type[SequenceModel]) -> Training:
-        accelerator = self._accelerator()
-        torch.manual_seed(self.config.seed)
-        baseline = self._beginning(model_class)
-        recipe = self.config.train
-        batches = training_batches(self.tokens, recipe.length, recipe.batch_size, self.config.seed)
-        resume = self.job.folder / "resume"
-        with peers():
-            trainer = Trainer(baseline, batches, recipe, self.config.runtime, resume, accelerator, self.progress)
-            training = trainer.run()
-            weights = whole_weights(baseline.model)
-        training.checkpoint = str(self.checkpoint.relative_to(self.config.run_folder))
-        if accelerator.is_main_process:
-            if weights is not None:
-                baseline = model_class.build(self.family, self.tokens.vocab_size)
-                baseline.model.load_state_dict(weights)
-            save_checkpoint(self.checkpoint, lambda folder: self._save(baseline, folder), training)
-            shutil.rmtree(resume, ignore_errors=True)
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
-        return training
-
-    def _beginning(self, model_class: type[SequenceModel]) -> SequenceModel:
-        """The model before its training: of random weights, or what another run made of it."""
-        recipe, vocab_size = self.config.train, self.tokens.vocab_size
-        if recipe.init_from is None:
-            return model_class.build(self.family, vocab_size)
-        folder = trained_before(recipe.init_from, self.config.seed, self.job.name)
-        baseline = model_class.load(dataclasses.replace(self.family, checkpoint=str(folder)))
-        found, wanted = baseline.model.num_parameters(), self.family.parameters(vocab_size)
-        if found != wanted:
-            raise ValueError(
-                f"train.init_from: {folder} has {found:,} parameters, {self.job.name} is to have {wanted:,}:"
-                " give the size and options that it was trained with"
-            )
-        return baseline
-
-    def _accelerator(self) -> Accelerator:
-        if "WORLD_SIZE" in os.environ:  # under torchrun every model's group of workers needs a store of its own
-            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1 + self.job.index)
-        precision = "bf16" if self._autocast else "no"
-        return Accelerator(cpu=self.job.device == "cpu", mixed_precision=precision)
-
-    def _save(self, baseline: SequenceModel, folder: Path) -> None:
-        baseline.save(folder)
-        self.tokens.tokenizer().save_pretrained(folder)
 
     def _take(self, baseline: SequenceModel) -> None:
         torch.nn.Module.to(baseline.model, self.job.device).eval()
@@ -314,11 +252,11 @@ class ModelSession(Session):
 
     def lm_eval(self) -> LmEval:
         """The tasks of lm-eval, with the tokenizer that lies beside the model."""
-        self._needs_bytes("lm_eval")
         from harness.measure.lmeval.tasks import evaluate
 
+        tokenizer = self.baseline.tokenizer or self.tokens.tokenizer()
         return evaluate(
-            self.measured, self.tokens.tokenizer(), self.config.tasks, self._documents(), self.job.folder / "tasks",
+            self.measured, tokenizer, self.config.tasks, self._documents(), self.job.folder / "tasks",
             self.config.measure.task_limit,
         )  # fmt: skip
 

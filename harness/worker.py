@@ -12,7 +12,6 @@ import gc
 import multiprocessing
 import os
 import sys
-import threading
 import traceback
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -21,6 +20,7 @@ from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from baselines.config import Unsupported
+from harness.processes import die_with_parent
 from harness.records import Status
 
 USED_LATE = ["pandas", "transformers.tokenization_utils_tokenizers"]
@@ -120,18 +120,6 @@ def serve(connection: Connection, job: Any, threads: int) -> None:
             traceback.print_exc()
             sys.stderr.flush()
             connection.send(Outcome(status=status_of(error), message=one_line(error)))
-
-
-def die_with_parent() -> None:
-    """Let this child process end when its parent does, also after `kill -9`."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def status_of(error: Exception) -> Status:

@@ -25,7 +25,7 @@ from harness.data.shard import Contents, read_contents
 from harness.data.sources import Part, Split
 from harness.data.vocabulary import Vocabulary
 from harness.data.writing import tokenise
-from harness.worker import die_with_parent
+from harness.processes import die_with_parent
 
 BLOCK_BYTES = 64 << 20
 

@@ -41,12 +41,12 @@ def _composed(composed: DictConfig) -> int:
 def run(config: RecallConfig) -> int:
     """Measure what is missing, several models at a time, and draw the figure."""
     from baselines.config import fit_to_size
+    from harness.processes import die_with_parent
     from harness.provenance import provenance
     from harness.recall.experiment import measure
     from harness.recall.figure import draw, recalled
     from harness.recall.tasks import VOCAB_SIZE
     from harness.records import Conditions, Recall, Record, RecordStore
-    from harness.worker import die_with_parent
 
     folder = Path(config.output) / config.task
     folder.mkdir(parents=True, exist_ok=True)

@@ -120,7 +120,7 @@ def test_the_same_rows_give_the_same_figure(tmp_path: Path) -> None:
 POOL = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from harness.worker import die_with_parent
+from harness.processes import die_with_parent
 
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), die_with_parent)
