@@ -180,8 +180,7 @@ def test_what_is_read_is_what_the_conventions_read(encode: Any, tmp_path: Path) 
 
     per = 1 if encode is bytes_as_tokens else 4
     names = ["position", "fixed_target", "window"]
-    tokens = {"max_length": 512 // per, "window": 16 // per, "stride": 8 // per}
-    measure = MeasureConfig(conventions=names, targets=4096, **tokens)
+    measure = MeasureConfig(512 // per, conventions=names, targets=4096, window=16 // per, stride=8 // per)
     config = RunConfig(measure=measure, train=TrainConfig(tokens=1024, length=64))
     rest = (tmp_path, lambda done, total: None)
     position_curve(score, encode, documents, 512, 64, tmp_path / "a", *rest)
