@@ -105,7 +105,12 @@ def make_plan(config: RunConfig, options: PlanOptions) -> Plan:
     torch.set_num_threads(config.runtime.threads)
     can_time = HERE in options.hardware and (device == "cpu" or torch.cuda.is_available())
     models = [_plan_model(config, name, family, corpus, device if can_time else None) for name, family in sized.items()]
-    lacks += [f"{model.name}: {model.problem}" for model in models if model.problem]
+    said = [line for line in lacks if line.startswith("model.")]
+    lacks += [
+        f"{model.name}: {model.problem}"
+        for model in models
+        if model.problem and not any(line.startswith(f"model.{model.name}.") for line in said)
+    ]
     places = config.runtime.concurrency(device)
     if HERE in options.hardware:
         most = sorted((max(model.memory.training, model.memory.scoring) for model in models), reverse=True)[:places]
