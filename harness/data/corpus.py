@@ -58,6 +58,12 @@ def obtain(config: DataConfig, root: Path, advance: Advance) -> Path:
         return folder
 
 
+def known(config: DataConfig, root: Path) -> Path | None:
+    """The folder of the tokens of a corpus that is known by its files or its name on the hub, if they are there."""
+    parts = [] if is_remote(config) else parts_of(config)
+    return _known(root / "tokens", _key(config, Vocabulary.named(config.tokenizer), [part.stamp for part in parts]))
+
+
 def _tokenised(
     building: Path, key: str, parts: Sequence[Part], vocabulary: Vocabulary, config: DataConfig, advance: Advance
 ) -> tuple[str, list[Contents]]:

@@ -37,7 +37,7 @@ def _parts(config: DataConfig, split: str, held_out: Split | None) -> list[Part]
     if columns is not None and config.field not in columns:
         raise ValueError(f"data.field={config.field} is no column of {config.path}; its columns: {', '.join(columns)}")
     count = rows.num_shards
-    known = "\n".join(stamp(path.name, path) for path in _local_files(config))
+    known = "\n".join(stamp(path.name, path) for path in local_files(config))
     return [
         Part(
             partial(_items, rows.shard(num_shards=count, index=i), f"{split}-{i:05d}" if count > 1 else split, config),
@@ -68,7 +68,7 @@ def _load(config: DataConfig, split: str) -> Any:
     except ImportError:
         raise ValueError("data.source=hf needs the package datasets: pip install 'ttt-bench[data]'") from None
     datasets.disable_progress_bars()
-    files = [str(file) for file in _local_files(config)]
+    files = [str(file) for file in local_files(config)]
     path = str(Path(str(config.path)).expanduser()) if files else str(config.path)
     try:
         if any((Path(path) / mark).exists() for mark in SAVED):
@@ -99,10 +99,10 @@ def _needs_no_test_split(config: DataConfig) -> None:
 
 def is_remote(config: DataConfig) -> bool:
     """Whether the data set lies on the hub."""
-    return config.source == "hf" and not _local_files(config)
+    return config.source == "hf" and not local_files(config)
 
 
-def _local_files(config: DataConfig) -> list[Path]:
+def local_files(config: DataConfig) -> list[Path]:
     """The files that a local `path` (a folder, a file, a pattern) stands for; none for a name on the hub."""
     path = Path(str(config.path)).expanduser()
     if path.is_dir():

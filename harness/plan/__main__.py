@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ named hardware, which data it needs, and what is missing on this machine. Needs 
 Groups and keys as in `python -m harness --help`, and hardware, utilisation, seeds. Nothing is trained and nothing
 written but the tokens of the corpus, which the run finds again. Exit code 2 for a config that cannot be.
 """
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+"""Read by the packages of Hugging Face when they are imported: they look for nothing but what is on this machine."""
 
 
 def main() -> None:
@@ -27,6 +30,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(USAGE)
         return
+    os.environ.update(OFFLINE)
     from harness.cli import run_hydra
     from harness.plan.config import PlanConfig, seeds_of
 

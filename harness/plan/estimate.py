@@ -11,7 +11,7 @@ import torch
 from baselines.config import FamilyConfig, Unsupported
 from harness.config import RunConfig
 from harness.plan.config import PlanOptions
-from harness.plan.corpus import Corpus, corpus_of
+from harness.plan.corpus import BYTES_A_TOKEN, Corpus, corpus_of
 from harness.plan.hardware import HERE, NAMED
 from harness.plan.memory import BYTES, Memory, memory_of
 from harness.plan.missing import missing, short_of
@@ -105,7 +105,12 @@ def make_plan(config: RunConfig, options: PlanOptions) -> Plan:
     torch.set_num_threads(config.runtime.threads)
     can_time = HERE in options.hardware and (device == "cpu" or torch.cuda.is_available())
     models = [_plan_model(config, name, family, corpus, device if can_time else None) for name, family in sized.items()]
-    lacks += [f"{model.name}: {model.problem}" for model in models if model.problem]
+    said = [line for line in lacks if line.startswith("model.")]
+    lacks += [
+        f"{model.name}: {model.problem}"
+        for model in models
+        if model.problem and not any(line.startswith(f"model.{model.name}.") for line in said)
+    ]
     places = config.runtime.concurrency(device)
     if HERE in options.hardware:
         most = sorted((max(model.memory.training, model.memory.scoring) for model in models), reverse=True)[:places]
@@ -128,9 +133,8 @@ def _plan_model(config: RunConfig, name: str, family: FamilyConfig, corpus: Corp
         if family.checkpoint:
             return _plan_loaded(config, name, family, corpus)
         whole = without_weights(family, vocab_size)
-        work = work_of(config, name, whole, corpus.test_lengths)
-        train, reads = config.train, list(work.reads)
-        memory = memory_of(family, vocab_size, train.batch_size, train.length, reads, config.runtime.dtype)
+        work = work_of(config, name, whole, corpus.test)
+        memory = memory_of(family, vocab_size, config.train, config.runtime, list(work.reads))
         pace = pace_of(config, family, vocab_size, work, device) if device else None
     except (Unsupported, ValueError) as error:
         return ModelPlan(name, family, problem=str(error))
@@ -138,9 +142,9 @@ def _plan_model(config: RunConfig, name: str, family: FamilyConfig, corpus: Corp
 
 
 def _plan_loaded(config: RunConfig, name: str, family: FamilyConfig, corpus: Corpus) -> ModelPlan:
-    """A model that is scored alone; it is not loaded, so not timed. Each byte counts as a token: its own are fewer."""
+    """A model that is scored alone; it is not loaded, so not timed, nor is its tokenizer."""
     whole = of_checkpoint(family)
     count = whole.model.num_parameters()
     weights = BYTES * count
-    work = work_of(config, name, whole, corpus.test_lengths)
+    work = work_of(config, name, whole, corpus.test if whole.trains else corpus.test.read_by_own(BYTES_A_TOKEN))
     return ModelPlan(name, family, count, work, Memory(weights, 0, 0, 0, weights))

@@ -2,13 +2,15 @@
 
 A step of training holds the weights, AdamW's two moments, and at its highest either the gradients (4 bytes a parameter,
 all there when the backward ends) or what the forward keeps for the backward with the results in flight (all there when
-it begins); in between one makes room for the other. The second kind has no formula: every family keeps
-other things, and so does every operator, fused or not. So a step is run and every tensor counted (`live.py`): at the
-true shape where that takes no more than a moment, else at full width with one and two parts of the layers (`shrink.py`)
-and one and two rows. Bytes are linear in the parts and in the rows. Where even so the length is too long they are found
-at lengths m, 2m, 3m and carried on; they are at most quadratic in it (scores of attention; a quadratic term below two
-percent is rounding by blocks). A window of attention or a mini-batch longer than 3m is then not seen to end there, and
-what rows share counts as it is at m. What is counted is what the operators of a CPU keep; CUDA kernels may keep less.
+it begins); in between one makes room for the other. Where gradients are summed over micro-batches both are there; where
+blocks are computed again, both at the most. The second kind has no formula: every family keeps other things, and so
+does every operator, fused or not. So a step is run and every tensor counted (`live.py`): at the true shape where that
+takes no more than a moment, else at full width with one and two parts of the layers (`shrink.py`), few rows and a small
+vocabulary. In these two every tensor is linear, so each is scaled by itself, and the peak is that of the whole batch,
+at whatever moment that has it. Bytes are linear in the parts. Where even so the length is too long they are found at
+lengths m, 2m, 3m and carried on; they are at most quadratic in it (scores of attention; a quadratic term below two
+percent is rounding by blocks). A window of attention longer than 3m is then not seen to end there. What is counted is
+what the operators of a CPU keep; CUDA kernels may keep less.
 """
 
 from __future__ import annotations
@@ -21,14 +23,19 @@ import torch
 
 from baselines.config import FamilyConfig
 from baselines.interface import SequenceModel
-from harness.plan.live import scoring_bytes, training_bytes
+from harness.plan.live import scoring_bytes, training_bytes, training_changes
 from harness.plan.shrink import affordable_length, parts, with_weights, without_weights
+from harness.runtime import RuntimeConfig
+from harness.train.config import TrainConfig
+from harness.train.engine import recompute_blocks
 
 DIRECT_FLOPS, DIRECT_PARAMETERS = 2e10, 2e7
 """Up to so much a step is run as it is."""
-SAMPLE_FLOPS = 1e11
-"""A step on a smaller model takes at most about so many."""
-SEGMENT = 1024
+SAMPLE_FLOPS = 5e9
+"""A row of a step on a smaller model takes at most about so many."""
+STAND_IN = 509
+"""Tokens of the vocabulary there: a prime number that divides no other side of a tensor."""
+SEGMENT = 2048
 """Tokens of a row that `SequenceModel.score` reads at a time."""
 MOST_ROWS = 4
 """Of a batch of scoring that is tried."""
@@ -55,48 +62,93 @@ class Memory:
     gradients: int
     activations: int
     scoring: int
+    rows: int = 0
+    """Sequences that the activations are those of."""
+    together: bool = False
+    """Whether gradients are there beside them: those of other rows, or of later blocks when one is computed again."""
 
     @property
     def training(self) -> int:
-        """Everything at the peak: gradients and activations are not there at the same time (see above)."""
-        return self.weights + self.moments + max(self.gradients, self.activations) if self.moments else 0
+        """Everything at the peak."""
+        return self.weights + self.moments + self.step if self.moments else 0
 
     @property
     def step(self) -> int:
-        """What a step takes beyond what rests between steps."""
-        return max(self.gradients, self.activations)
+        """What a step takes beyond what rests between steps: gradients and activations, or the more of them."""
+        both = self.gradients, self.activations
+        return sum(both) if self.together else max(both)
+
+    def rows_within(self, most: int) -> int:
+        """About the largest micro-batch that trains in so many bytes."""
+        free = most - self.weights - self.moments - self.gradients
+        return max(0, self.rows * free // max(1, self.activations))
 
 
 def memory_of(
-    family: FamilyConfig, vocab_size: int, batch: int, length: int, reads: Sequence[Read], dtype: str
+    family: FamilyConfig, vocab_size: int, train: TrainConfig, runtime: RuntimeConfig, reads: Sequence[Read]
 ) -> Memory:
-    """Of a model that is trained on `batch` × `length` tokens a step, then scored by `reads`."""
-    weights = BYTES * family.parameters(vocab_size)
-    activations = activation_bytes(family, vocab_size, batch, length, dtype == "bfloat16")
+    """Of a model that is trained by this recipe on one device, then scored by `reads`."""
+    weights, dtype = BYTES * family.parameters(vocab_size), runtime.dtype
+    rows = min(runtime.micro_batch or train.batch_size, train.batch_size)
+    activations = activation_bytes(
+        family, vocab_size, rows, train.length, dtype == "bfloat16", runtime.activation_checkpointing
+    )
     scored = weights + weights // 2 if dtype == "bfloat16" else weights  # beside the trained ones a copy in that format
     scoring = scored + _scoring(family, vocab_size, reads, dtype)
-    return Memory(weights, 2 * weights, weights, activations, scoring)
+    together = rows < train.batch_size or runtime.activation_checkpointing
+    return Memory(weights, 2 * weights, weights, activations, scoring, rows, together)
 
 
 def activation_bytes(
-    family: FamilyConfig, vocab_size: int, batch: int, length: int, autocast: bool, direct: float = DIRECT_FLOPS
+    family: FamilyConfig,
+    vocab_size: int,
+    batch: int,
+    length: int,
+    autocast: bool,
+    recompute: bool = False,
+    direct: float = DIRECT_FLOPS,
 ) -> int:
     """The most that a step holds beside weights, moments and gradients; run as it is up to `direct` FLOPs."""
     whole = without_weights(family, vocab_size)
     if batch * whole.flops(length, "train") <= direct and family.parameters(vocab_size) <= DIRECT_PARAMETERS:
-        return training_bytes(with_weights(family, vocab_size), batch, length, autocast)
+        return training_bytes(_to_train(family, vocab_size, recompute), batch, length, autocast)
     cuts, count = parts(family, vocab_size, length)
-    found = [_carried_on(with_weights(cut, vocab_size), batch, length, autocast) for cut in cuts]
+    found = [_carried_on(cut, vocab_size, batch, length, autocast, recompute) for cut in cuts]
     return round(found[0] + (count - 1) * (found[-1] - found[0]))
 
 
-def _carried_on(baseline: SequenceModel, batch: int, length: int, autocast: bool) -> float:
-    """Bytes of a step of `batch` × `length` tokens from steps of one row, and one of two."""
-    longest = affordable_length(baseline, length, SAMPLE_FLOPS)
-    lengths = [longest] if longest == length else [longest // 3, longest // 3 * 2, longest]
-    values = [training_bytes(baseline, 1, tried, autocast) for tried in lengths]
-    shared = max(0, 2 * values[0] - training_bytes(baseline, 2, lengths[0], autocast))
-    return shared + batch * along_length(lengths, [value - shared for value in values], length)
+def _to_train(family: FamilyConfig, vocab_size: int, recompute: bool) -> SequenceModel:
+    baseline = with_weights(family, vocab_size)
+    if recompute:
+        recompute_blocks(baseline.model)
+    return baseline
+
+
+def _carried_on(
+    family: FamilyConfig, vocab_size: int, batch: int, length: int, autocast: bool, recompute: bool
+) -> float:
+    """Bytes of a step of `batch` × `length` tokens from steps of few rows of a model that knows few tokens."""
+    known = min(vocab_size, STAND_IN)
+    baseline, values = _to_train(family, known, recompute), list[float]()
+    lengths = _lengths(family, baseline, length)
+    if lengths == [length] and baseline.flops(length, "train") > SAMPLE_FLOPS:
+        row = training_changes(baseline, 1, length, autocast).with_vocabulary(known, vocab_size)
+        return batch * row.peak  # what rows share is little beside one so long
+    for tried in lengths:
+        less, more = (
+            training_changes(baseline, rows, tried, autocast).with_vocabulary(known, vocab_size) for rows in (2, 3)
+        )  # a single row spares copies that others need
+        values.append(less.carried_on(more, batch - 2))
+    return along_length(lengths, values, length)
+
+
+def _lengths(family: FamilyConfig, baseline: SequenceModel, length: int) -> list[int]:
+    """The whole length, or three of which a family that fills up mini-batches fills up none."""
+    longest, padded = affordable_length(baseline, length, SAMPLE_FLOPS), getattr(family, "mini_batch_size", 1)
+    if longest == length or 6 * padded >= length:
+        return [length]
+    third = -(-longest // 3 // padded) * padded
+    return [third, 2 * third, 3 * third]
 
 
 def along_length(lengths: Sequence[int], values: Sequence[float], length: int) -> float:

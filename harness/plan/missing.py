@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.config import RunConfig
-from harness.plan.corpus import Corpus
+from harness.plan.corpus import Corpus, cached
 from harness.plan.hardware import GIB
 from harness.run import check_checkpoints
 
@@ -19,8 +19,7 @@ GPU_PACKAGES = {"mamba_ssm": "mamba-ssm", "causal_conv1d": "causal-conv1d", "cud
 
 def missing(config: RunConfig, corpus: Corpus) -> Iterator[str]:
     """Whatever would stop the run, or make it much slower."""
-    if corpus.problem:
-        yield corpus.problem
+    yield from corpus.problems
     yield from _device(config)
     yield from _models(config)
     if config.tasks and not _installed("lm_eval"):
@@ -61,14 +60,8 @@ def _models(config: RunConfig) -> Iterator[str]:
         if Path(place).is_file():
             if not _installed("gguf"):
                 yield f"model.{name}.checkpoint={place} needs gguf: pip install 'ttt-bench[gguf]'"
-        elif not _cached(place):
+        elif not cached(place, "config.json"):
             yield f"model.{name}.checkpoint={place} is not in the hub's cache here: it has to be downloaded"
-
-
-def _cached(repository: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repository, "config.json"), str)
 
 
 def _installed(module: str) -> bool:

@@ -19,6 +19,7 @@ def page(plan: Plan) -> Group:
     """Everything there is to say."""
     parts: list[RenderableType] = [Text(line) for line in _data(plan)]
     parts += [_costs(plan), _memory(plan), _time(plan)]
+    parts += [Text(line, style="yellow") for line in _too_large(plan)]
     parts += [Text(line) for line in _assumptions(plan)]
     parts += [Text(f"missing here: {line}", style="yellow") for line in plan.missing] or [Text("missing here: nothing")]
     return Group(*parts)
@@ -28,17 +29,19 @@ def _data(plan: Plan) -> Iterator[str]:
     config, corpus = plan.config, plan.corpus
     seeds = ", ".join(map(str, plan.options.seeds))
     yield f"{config.name}: {len(plan.models)} model(s), {plan.runs} seed(s) ({seeds}), {config.runtime.dtype}"
-    if not corpus.train_tokens:
-        yield f"data: {config.train.tokens:,} tokens a model needed; there is no corpus here, scoring is left out"
+    line = f"data: {config.train.tokens:,} tokens a model needed"
+    if corpus.assumed:
+        about = f"; about {corpus.train_tokens:,} in the files of data.path" if corpus.train_tokens else ""
+        yield f"{line}{about}; assumed: {'; '.join(corpus.assumed)}"
         return
-    line = (
-        f"data: {config.train.tokens:,} tokens a model needed; {config.data.source} holds {corpus.train_tokens:,} in"
-        f" {corpus.train_documents:,} training documents"
-    )
+    line += f"; {config.data.source} holds {corpus.train_tokens:,} in {corpus.train_documents:,} training documents"
     if corpus.epoch_tokens:
         line += f": {config.train.steps * config.train.tokens_per_step / corpus.epoch_tokens:.3g} epoch(s)"
-    test, longest = corpus.test_lengths, config.max_length
-    yield f"{line}; {len(test)} test documents, {sum(n >= longest for n in test)} of them as long as {longest:,} tokens"
+    lengths, longest = corpus.test.lengths, config.max_length
+    yield (
+        f"{line}; {corpus.test_documents:,} test documents, {len(lengths):,} of them scored,"
+        f" {sum(n >= longest for n in lengths):,} of those as long as {longest:,} tokens"
+    )
 
 
 def _costs(plan: Plan) -> Table:
@@ -64,9 +67,10 @@ def _totals(plan: Plan) -> list[list[int]]:
 
 
 def _memory(plan: Plan) -> Table:
-    train = plan.config.train
-    step = f"activations of {train.batch_size} × {train.length}"
-    table = _table("peak memory", "training", "weights", "AdamW", "gradients", f"or {step}", "scoring")
+    train, rows = plan.config.train, max((model.memory.rows for model in plan.models), default=0)
+    together = any(model.memory.together for model in plan.models)
+    step = f"{'and' if together else 'or'} activations of {rows} × {train.length}"
+    table = _table("peak memory", "training", "weights", "AdamW", "gradients", step, "scoring")
     for model in _planned(plan):
         memory = model.memory
         kinds = (memory.training, memory.weights, memory.moments, memory.gradients, memory.activations, memory.scoring)
@@ -100,6 +104,16 @@ def _here(plan: Plan, model: ModelPlan) -> str:
         return "?"
     seconds = duration(plan.runs * (model.pace.training + model.pace.scoring))
     return seconds if model.pace.exact else f"~ {seconds}"
+
+
+def _too_large(plan: Plan) -> Iterator[str]:
+    """The micro-batches with which models train that do not fit as they are."""
+    for name in (name for name in plan.options.hardware if name in NAMED):
+        most = NAMED[name].memory
+        fits = {model.name: model.memory.rows_within(most) for model in _planned(plan) if model.memory.training > most}
+        if fits:
+            found = ", ".join(f"{rows or 'none'} ({model})" for model, rows in fits.items())
+            yield f"{name}: the largest runtime.micro_batch that fits {size(most)}: {found}"
 
 
 def _assumptions(plan: Plan) -> Iterator[str]:

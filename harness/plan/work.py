@@ -2,6 +2,9 @@
 
 `SequenceModel.flops` counts a training sequence as three forwards with the head at every token, and a prefill as one
 forward with the head at its last; both together give a forward with any number of scored tokens.
+
+Conventions count in bytes (`harness.measure.reading`), and a config's tokens become bytes by the mean of the corpus.
+Where tokens are more than a byte, each is taken to be of the mean size in its document: exact in bytes, else nearly so.
 """
 
 from __future__ import annotations
@@ -44,13 +47,43 @@ class Work:
         return sum(count * read.rows * read.targets for read, count in self.reads.items())
 
 
-def work_of(config: RunConfig, name: str, baseline: SequenceModel, test_lengths: list[int]) -> Work:
+@dataclass(frozen=True)
+class HeldOut:
+    """The test documents that are scored: tokens and bytes of each, and bytes a token of all that the corpus holds out.
+
+    `own`: the tokens are a model's own, so that nothing that is about the corpus' tokens is asked of it.
+    """
+
+    lengths: list[int]
+    sizes: list[int]
+    bytes_a_token: float = 1.0
+    own: bool = False
+
+    def bytes(self, tokens: int) -> int:
+        """So many tokens of the corpus in bytes."""
+        return round(tokens * self.bytes_a_token)
+
+    def cut(self, most: int) -> list[tuple[int, int]]:
+        """(tokens, bytes) of each document's first `most` bytes."""
+        documents = zip(self.lengths, self.sizes, strict=True)
+        return [(n, size) if size <= most else (round(n * most / size), most) for n, size in documents]
+
+    def read_by_own(self, bytes_a_token: float) -> HeldOut:
+        """The same documents in a model's own tokens."""
+        return HeldOut([round(size / bytes_a_token) for size in self.sizes], self.sizes, self.bytes_a_token, own=True)
+
+
+def work_of(config: RunConfig, name: str, baseline: SequenceModel, test: HeldOut) -> Work:
     """What model `name` does for one seed; with rates to choose from, the best one is scored beside the shared one."""
     train, loaded = config.train, config.model[name].checkpoint is not None
     trainings = 0 if loaded else len(grid(config, name))
     tokens = trainings * train.steps * train.tokens_per_step
-    training = tokens // train.length * baseline.flops(train.length, "train")
-    reads, updates = scoring_reads(config, test_lengths), dynamic_updates(config, test_lengths)
+    row = baseline.flops(train.length, "train")
+    if config.runtime.activation_checkpointing:
+        row += blocks_flops(baseline, train.length)
+    training = tokens // train.length * row
+    reads = scoring_reads(config, test, baseline.context_limit)
+    updates = Counter[int]() if test.own else dynamic_updates(config, test.lengths)
     scored = min(2, max(1, trainings))
     flops = sum(count * read_flops(baseline, read) for read, count in reads.items())
     flops += sum(count * baseline.flops(length, "train") for length, count in updates.items())
@@ -71,39 +104,60 @@ def _forward(baseline: SequenceModel, length: int, targets: int) -> int:
     return prefill + (whole - prefill) * (targets - 1) // max(1, length - 1)
 
 
-def scoring_reads(config: RunConfig, test_lengths: list[int]) -> Counter[Read]:
-    """How often each batch of the conventions, of dynamic evaluation's frozen reading and of recall is read."""
-    lengths = test_lengths[: config.measure.documents]
-    kept = [min(length, config.max_length) for length in lengths]
-    found: Counter[Read] = Counter(Read(1, length - 1, length - 1) for length in kept)
-    if "fixed_target" in config.measure.conventions and lengths:
-        found += _fixed_target(lengths, config.max_length, config.measure.targets)
+def blocks_flops(baseline: SequenceModel, length: int) -> int:
+    """FLOPs of a forward of `length` tokens without the head, which activation checkpointing computes twice."""
+    prefill, whole = baseline.flops(length, "prefill"), baseline.flops(length, "train") // 3
+    return whole - length * (whole - prefill) // max(1, length - 1)
+
+
+def scoring_reads(config: RunConfig, test: HeldOut, limit: int | None = None) -> Counter[Read]:
+    """How often each batch of the conventions and of recall is read; `limit` is that of the model's context."""
+    kept = test.cut(test.bytes(config.max_length))
+    lengths = [min(tokens, limit or tokens) for tokens, _ in kept]
+    found: Counter[Read] = Counter(Read(1, n - 1, n - 1) for n in lengths if n > 1)
+    if "fixed_target" in config.measure.conventions and test.sizes:
+        found += _fixed_target(test, test.bytes(config.max_length), config.measure.targets)
     if "window" in config.measure.conventions:
-        size = config.measure.window or config.train.length
-        for length in kept:
-            places = Counter((end - begin, n) for begin, end, n in windows(length, size, config.measure.stride or size))
-            for (tokens, targets), count in places.items():
-                found += batched(count, tokens, targets)
+        window = config.measure.window or config.train.length
+        held, stride = test.bytes(window), test.bytes(config.measure.stride or window)
+        for tokens, size in kept:
+            found += _windows(tokens, size, held, stride)
     recall = config.measure.recall
-    if recall.tasks:
+    if recall.tasks and not test.own:
         rows = (1 + len(recall.depths)) * recall.repeats
         for length in recall.contexts(config.max_length):
-            found += Counter({read: len(recall.tasks) * n for read, n in batched(rows, length, 1).items()})
+            batches = batched(rows, max(1, TOKENS_AT_ONCE // length), length, 1)
+            found += Counter({read: len(recall.tasks) * n for read, n in batches.items()})
     return found
 
 
-def batched(count: int, length: int, targets: int) -> Counter[Read]:
-    """`count` rows of `length` tokens in batches of about as many tokens as every convention takes at once."""
-    rows = max(1, TOKENS_AT_ONCE // (length + 1))
+def batched(count: int, rows: int, length: int, targets: int) -> Counter[Read]:
+    """`count` rows of `length` tokens in batches of `rows`."""
     return +Counter({Read(rows, length, targets): count // rows}) + Counter(
         [Read(count % rows, length, targets)] if count % rows else []
     )
 
 
-def _fixed_target(lengths: list[int], longest: int, targets: int) -> Counter[Read]:
-    contexts = contexts_up_to(longest, lengths)
-    blocks = sum(len(block_starts(length, contexts[-1], targets // BLOCK)) for length in lengths) if contexts else 0
-    return sum((batched(blocks, context + BLOCK - 1, BLOCK) for context in contexts), Counter[Read]())
+def _windows(tokens: int, size: int, window: int, stride: int) -> Counter[Read]:
+    """Of a document of so many tokens and bytes; windows of as many bytes are a batch."""
+    mean, found = size / tokens, Counter[Read]()
+    places = Counter((end - begin, targets) for begin, end, targets in windows(size, window, stride))
+    for (held, targets), count in places.items():
+        length = max(1, round((held + 1) / mean) - 1)
+        aims = min(length, max(1, round(targets / mean)))
+        found += batched(count, max(1, TOKENS_AT_ONCE // (held + 1)), length, aims)
+    return found
+
+
+def _fixed_target(test: HeldOut, longest: int, targets: int) -> Counter[Read]:
+    """Blocks of 16 bytes, each given all contexts: as many tokens as share bytes with it, and those before them."""
+    contexts, mean = contexts_up_to(longest, test.sizes), sum(test.sizes) / sum(test.lengths)
+    blocks = sum(len(block_starts(size, contexts[-1], targets // BLOCK)) for size in test.sizes) if contexts else 0
+    aims, found = round((BLOCK - 1) / mean + 1), Counter[Read]()
+    for context in contexts:
+        rows = max(1, TOKENS_AT_ONCE // (context + BLOCK))
+        found += batched(blocks, rows, round(context / mean) + aims - 1, aims)
+    return found
 
 
 def dynamic_updates(config: RunConfig, test_lengths: list[int]) -> Counter[int]:

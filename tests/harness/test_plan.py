@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.config import FamilyConfig, SizeConfig, fit_to_size
-from baselines.interface import bytes_as_tokens
+from baselines.interface import Encoded, bytes_as_tokens
 from baselines.registry import find
 from harness.config import RunConfig
 from harness.data.tokens import TokenDocument
@@ -31,9 +32,10 @@ from harness.plan.estimate import ModelPlan, make_plan
 from harness.plan.memory import Read, activation_bytes, along_length
 from harness.plan.pace import wall_seconds
 from harness.plan.shrink import parts, with_weights, without_weights
-from harness.plan.work import scoring_reads, work_of
+from harness.plan.work import HeldOut, scoring_reads, work_of
 from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
+from harness.train.engine import recompute_blocks
 from harness.train.loop import loss_of
 
 SIZE = SizeConfig(parameters=120_000, tolerance=0.2, hidden_size=32, num_layers=6, head_dim=16)
@@ -55,7 +57,7 @@ def test_flops_are_those_that_torch_counts() -> None:
     size = SizeConfig(parameters=250_000, tolerance=0.2, hidden_size=64, num_layers=4, head_dim=16)
     family = fit_to_size("transformer", FAMILIES["transformer"], size, 256)
     config = RunConfig(model={"transformer": family}, train=TrainConfig(tokens=1600, length=16, batch_size=4))
-    planned = work_of(config, "transformer", without_weights(family, 256), [40, 33])
+    planned = work_of(config, "transformer", without_weights(family, 256), HeldOut([40, 33], [40, 33]))
     baseline = with_weights(family, 256)
     baseline.model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as training:
@@ -90,6 +92,45 @@ def test_the_memory_of_a_step_is_what_the_allocator_gave_out(
     assert activation_bytes(sized, 256, 3, 384, False, direct=0) == pytest.approx(measured, rel=0.01)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_memory_of_a_micro_batch_beside_the_gradients_of_others(sized: FamilyConfig, recompute: bool) -> None:
+    """Run as it is and carried on, with all activations or with every block's input alone."""
+    baseline, windows = with_weights(sized, 256), torch.randint(256, (3, 129))
+    if recompute:
+        recompute_blocks(baseline.model)
+    loss_of(baseline.model.train(), windows).backward()
+    measured = allocated(lambda: loss_of(baseline.model, windows).backward())
+    for direct in (memory.DIRECT_FLOPS, 0):
+        planned = activation_bytes(sized, 256, 3, 128, False, recompute, direct)
+        assert planned == pytest.approx(measured, rel=0.03)
+    if recompute:
+        assert planned < 0.8 * activation_bytes(sized, 256, 3, 128, False)
+
+
+def test_gradients_that_are_summed_stand_beside_activations() -> None:
+    family = fit_to_size("transformer", FAMILIES["transformer"], SIZE, 256)
+    train, runtime = TrainConfig(tokens=2000, length=32, batch_size=4), RuntimeConfig(micro_batch=1)
+    whole, summed = (memory.memory_of(family, 256, train, r, []) for r in (RuntimeConfig(), runtime))
+    assert (whole.rows, summed.rows) == (4, 1)
+    assert whole.step == max(whole.gradients, whole.activations)
+    assert summed.step == summed.gradients + summed.activations
+    assert summed.activations < whole.activations
+    assert summed.rows_within(summed.training + 2 * summed.activations) == 3
+    config = RunConfig(model={"transformer": family}, train=train)
+    work = [
+        work_of(dataclasses.replace(config, runtime=r), "transformer", without_weights(family, 256), HeldOut([], []))
+        for r in (RuntimeConfig(), RuntimeConfig(activation_checkpointing=True))
+    ]
+    model = with_weights(family, 256).model
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as once:
+        model.model(torch.randint(256, (1, 32)))
+    rows = 2000 // 128 * 4
+    pairs = 6 * 4 * 32 * (32 * 31 // 2)
+    extra = (work[1].training_flops - work[0].training_flops) / rows
+    assert extra == pytest.approx(once.get_total_flops() - pairs, rel=0.03)
+
+
 def test_the_memory_of_scoring_is_what_the_allocator_gave_out(sized: FamilyConfig) -> None:
     baseline = with_weights(sized, 256)
     for read in (Read(1, 1500, 1500), Read(16, 200, 16)):
@@ -119,30 +160,43 @@ def test_bytes_are_carried_on_as_they_bend() -> None:
     assert along_length([640], [7.0], 640) == 7.0
 
 
-def test_what_is_read_is_what_the_conventions_read(tmp_path: Path) -> None:
+def four_bytes(text: bytes) -> Encoded:
+    """Each four bytes are a token."""
+    sizes = np.diff(np.append(np.arange(0, len(text), 4), len(text)))
+    return Encoded(np.zeros(len(sizes), np.int64), sizes)
+
+
+@pytest.mark.parametrize("encode", [bytes_as_tokens, four_bytes])
+def test_what_is_read_is_what_the_conventions_read(encode: Any, tmp_path: Path) -> None:
+    """To the token where these are bytes; else as many batches of as many rows, and tokens to within 3 percent."""
     rng = np.random.default_rng(0)
-    lengths = [4700, 1330, 590, 2451, 1600, 512]
-    documents = [TokenDocument(str(n), rng.integers(0, 256, n, dtype=np.uint8)) for n in lengths]
+    sizes = [4700, 1330, 590, 2451, 1600]
+    documents = [TokenDocument(str(n), rng.integers(0, 256, n, dtype=np.uint8)) for n in sizes]
     seen: Counter[Read] = Counter()
 
     def score(rows: np.ndarray, targets: int) -> np.ndarray:
         seen[Read(len(rows), rows.shape[1] - 1, targets)] += 1
         return np.zeros((len(rows), targets))
 
-    measure = MeasureConfig(
-        conventions=["position", "fixed_target", "window"],
-        max_length=512,
-        documents=5,
-        targets=4096,
-        window=15,
-        stride=9,
-    )
+    per = 1 if encode is bytes_as_tokens else 4
+    names = ["position", "fixed_target", "window"]
+    measure = MeasureConfig(512 // per, conventions=names, targets=4096, window=16 // per, stride=8 // per)
     config = RunConfig(measure=measure, train=TrainConfig(tokens=1024, length=64))
-    chosen, rest = documents[:5], (tmp_path, lambda done, total: None)
-    position_curve(score, bytes_as_tokens, chosen, 512, 64, tmp_path / "a", *rest)
-    fixed_target(score, bytes_as_tokens, chosen, 512, measure.targets, 64, tmp_path / "b", *rest)
-    windowed(score, bytes_as_tokens, chosen, 512, 15, 9, 64, tmp_path / "c", *rest)
-    assert scoring_reads(config, lengths) == seen
+    rest = (tmp_path, lambda done, total: None)
+    position_curve(score, encode, documents, 512, 64, tmp_path / "a", *rest)
+    fixed_target(score, encode, documents, 512, measure.targets, 64, tmp_path / "b", *rest)
+    windowed(score, encode, documents, 512, 16, 8, 64, tmp_path / "c", *rest)
+    found = scoring_reads(config, HeldOut([-(-size // per) for size in sizes], sizes, per))
+    if per == 1:
+        assert found == seen
+    rows, tokens_read, scored = (
+        [sum(count * figure(read) for read, count in reads.items()) for reads in (found, seen)]
+        for figure in (lambda r: r.rows, lambda r: r.rows * r.length, lambda r: r.rows * r.targets)
+    )
+    assert found.total() == pytest.approx(seen.total(), rel=0.05)
+    assert rows[0] == pytest.approx(rows[1], rel=0.03)
+    assert tokens_read[0] == pytest.approx(tokens_read[1], rel=0.03)
+    assert scored[0] == pytest.approx(scored[1], rel=0.1)
 
 
 def test_the_longest_begins_and_the_clock_stops_with_the_last() -> None:
@@ -182,7 +236,7 @@ def test_what_is_loaded_is_scored_alone(config: RunConfig, tmp_path: Path) -> No
     assert (loaded.parameters, loaded.work.trainings, loaded.work.training_flops) == (trained.parameters, 0, 0)
     assert loaded.work.scoring_flops == trained.work.scoring_flops > 0
     assert hub.problem
-    assert any("nobody/nothing" in line for line in plan.missing)
+    assert ["nobody/nothing" in line for line in plan.missing].count(True) == 1
 
 
 def test_time_here_is_steps_and_readings(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +258,7 @@ def test_what_is_missing_is_said_and_no_more(config: RunConfig, monkeypatch: pyt
     gru = config.model["gru"]
     config.model["hub"] = type(gru)(family="mine.gru", checkpoint="nobody/nothing")
     config.tasks = ["continuation"]
-    found = list(missing.missing(config, Corpus(problem="no text")))
+    found = list(missing.missing(config, Corpus(problems=["no text"])))
     for line, words in zip(found, ("no text", "no C++ compiler", "nobody/nothing is not in", "lm-eval"), strict=True):
         assert words in line
     config.runtime = RuntimeConfig(device="cuda")
