@@ -34,8 +34,8 @@ VOCABULARIES = {
 """Token ids of tokenizers by hub name, as their makers published them; no model here rounds them up."""
 OTHERS = 50_257
 """Of a tokenizer that is neither here nor listed: as many as GPT-2's."""
-BYTES_A_TOKEN = 3.41
-"""Of text, where it cannot be counted: GPT-2's tokenizer on the Pile (0.29335 tokens a byte; arXiv 2101.00027, 3.1)."""
+BYTES_A_TOKEN = 3.5
+"""Of text, where it cannot be counted: a round guess for English and vocabularies of 30 to 50 thousand; said in the plan."""
 
 COMMAND = "python -m harness.data, with the same overrides"
 

@@ -57,6 +57,8 @@ def headlines(curves: Curves) -> list[Headline]:
     known = {k for k in trained.values() if k is not None}
     short, longest = curves.bucket_of(SHORT_CONTEXT), int(curves.shown[-1])
     found = [Headline("longest", f"at {curves.span(longest)}", dict.fromkeys(curves.names, longest))]
+    if known == {longest}:  # nothing is scored beyond the training length
+        found.clear()
     if known:
         title = f"at {curves.span(min(known))}" if len(known) == 1 else "at training length"
         bucket = {name: min(known) if k is None else k for name, k in trained.items()}

@@ -16,8 +16,9 @@ from harness.report.contexts import Contexts
 from harness.report.curves import Curves
 from harness.report.recall import Recall, recall
 from harness.report.significance import context_gain, conventions, significance
+from harness.report.summary import headlines
 from harness.report.tables import Table
-from tests.report.sample import CONTEXTS, MODELS, build
+from tests.report.sample import CONTEXTS, MAX_LENGTH, MODELS, build
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,11 @@ def test_recall_of_different_questions_is_not_put_side_by_side(tmp_path: Path) -
         store.append(other(record))
     with pytest.raises(ValueError, match="models were asked different questions of recall"):
         Recall(collect([tmp_path]))
+
+
+def test_where_the_training_length_is_the_longest_context_it_is_quoted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.report.sample.TRAIN_LENGTH", MAX_LENGTH)
+    keys = [head.key for head in headlines(Curves(collect([build(tmp_path, documents=6)])))]
+    assert keys == ["short", "trained"]
