@@ -35,7 +35,7 @@ VOCABULARIES = {
 OTHERS = 50_257
 """Of a tokenizer that is neither here nor listed: as many as GPT-2's."""
 BYTES_A_TOKEN = 3.5
-"""Of text, where it cannot be counted: a round guess for English and vocabularies of 30 to 50 thousand; said in the plan."""
+"""Of text, where it cannot be counted: a round guess for English and some 40 thousand kinds of tokens."""
 
 COMMAND = "python -m harness.data, with the same overrides"
 
