@@ -119,8 +119,8 @@ class Against:
             return Step(row, printed, ours, base.name, printed_change, verdict=MISSING)
         change = at(self.within.change(name, other), 0)
         same = math.log1p(self.result.quantities[QUANTITY].tolerance) / loss
-        verdict = sign_verdict(printed_change, change, same)
         by_seed = tuple(self.within.seed_changes(name, other))
+        verdict = sign_verdict(printed_change, change, same, by_seed)
         return Step(row, printed, ours, base.name, printed_change, change, by_seed, verdict)
 
     def agrees(self, step: Step) -> bool | None:
@@ -148,8 +148,15 @@ def signs(changes: Sequence[float]) -> str:
     return "".join("−" if change < 0 else ("+" if change > 0 else "0") for change in changes)
 
 
-def sign_verdict(printed: float, change: Interval, same: float) -> str:
-    """Whether `change` has the sign that is `printed`; where that is none, whether it stays within ± `same`."""
+def sign_verdict(printed: float, change: Interval, same: float, by_seed: Sequence[float] = ()) -> str:
+    """Whether `change` has the sign that is `printed`; where that is none, whether it stays within ± `same`.
+
+    The interval knows nothing of seeds, so nothing is certain that one of them (`by_seed`) denies.
+    """
+    if by_seed:
+        verdict = sign_verdict(printed, change, same)
+        agreed = all(sign_verdict(printed, Interval(seed, seed, seed), same) == verdict for seed in by_seed)
+        return verdict if agreed else UNSURE
     if not (math.isfinite(change.low) and math.isfinite(change.high)):
         return UNSURE
     if printed == 0:

@@ -82,9 +82,9 @@ def _caption(each: Against) -> str:
     )
     return (
         f"{_source(each)} Ours: {each.ours()}; on {describe(each.within)}. {scale} Sign reproduces: yes if the "
-        "interval of our change lies on the paper's side of zero, no if on the other, else not certain; where the "
-        f"paper's change is 0, yes if it lies within what {tolerance:g} % of the paper's perplexity would be. By seed: "
-        f"the sign of each. {right} of {pairs} pairs of measured rows stand in the paper's order."
+        "interval of our change and every seed lie on the paper's side of zero, no if on the other, else not certain; "
+        f"where the paper's change is 0, yes if they lie within what {tolerance:g} % of the paper's perplexity would "
+        f"be. By seed: the sign of each. {right} of {pairs} pairs of measured rows stand in the paper's order."
     )
 
 
@@ -126,8 +126,8 @@ def _claims(compared: Sequence[Against]) -> Table | None:
         other = "" if all(each.same_scale for each in compared) else " Run at another scale: only order is compared."
         caption += (
             f" Ours: {compared[0].ours()}; on {describe(compared[0].within)}.{other} Reproduces: yes if the whole "
-            "interval of the better one's loss less the other's lies below zero, no if above, else not certain; no "
-            "verdict where a claim orders none of our models."
+            "interval of the better one's loss less the other's and every seed lie below zero, no if above, else not "
+            "certain; no verdict where a claim orders none of our models."
         )
     wrong = frozenset(i for i, row in enumerate(rows) if row.get("verdict") == NO)
     return Table("claims", "What the paper's text claims", caption, columns, rows, wrong)
@@ -154,8 +154,8 @@ def _ordered(each: Against, better: str, worse: str) -> dict[str, Any]:
     if not one or not other:
         return row | {"verdict": MISSING}
     change = at(each.within.change(one, other), 0)
-    by_seed = signs(each.within.seed_changes(one, other))
-    return row | {"change": change, "signs": by_seed, "verdict": sign_verdict(-1.0, change, 0.0)}
+    by_seed = each.within.seed_changes(one, other)
+    return row | {"change": change, "signs": signs(by_seed), "verdict": sign_verdict(-1.0, change, 0.0, by_seed)}
 
 
 def _source(each: Against) -> str:

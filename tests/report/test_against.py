@@ -117,6 +117,15 @@ def test_a_sign_reproduces_only_with_the_whole_interval(
     assert sign_verdict(printed, Interval(*change), same=0.01) == verdict
 
 
+@pytest.mark.parametrize(("printed", "change"), [(-0.1, -0.05), (0.1, -0.05), (0.0, 0.005)])
+def test_nothing_is_certain_that_a_seed_denies(printed: float, change: float) -> None:
+    narrow = Interval(change, change - 0.001, change + 0.001)
+    said = sign_verdict(printed, narrow, 0.01)
+    assert said != UNSURE
+    assert sign_verdict(printed, narrow, 0.01, [change, 2 * change, change - 0.001]) == said
+    assert sign_verdict(printed, narrow, 0.01, [change, 0.06]) == UNSURE
+
+
 def test_at_another_scale_the_table_says_so_and_compares_the_order(compared: list[Against]) -> None:
     found = table(compared, "against-table-1")
     assert not compared[0].same_scale
