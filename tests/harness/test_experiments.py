@@ -17,6 +17,7 @@ from harness.config import SCALES, RunConfig
 from harness.config_errors import CONF, explain
 from harness.data.tokenizer import byte_tokenizer
 from harness.records import RecordStore
+from harness.reference import load
 from harness.run import run
 from harness.train.config import TrainConfig
 from harness.train.loop import make_optimizer
@@ -47,6 +48,13 @@ def test_every_experiment_composes_at_every_scale(experiment: str) -> None:
         assert config.scale == scale
         assert config.model
         assert config.train.steps >= 1
+
+
+def test_the_ladder_is_the_papers_row_by_row_and_stands_beside_it() -> None:
+    ladder = composed(["experiment=ladder"])
+    assert ladder.reference is not None
+    rows = load(ladder.reference).results["table_1"].rows
+    assert [row.model for row in rows] == list(ladder.model)
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in SMOKED_ELSEWHERE])
