@@ -44,14 +44,7 @@ def find(family: str) -> type[SequenceModel]:
     if module is None:
         choices = ", ".join(families())
         raise ValueError(f"no family {family!r}; choose one of {choices}, or a dotted module of your own")
-    models = [
-        member
-        for _, member in inspect.getmembers(module, inspect.isclass)
-        if issubclass(member, SequenceModel) and member.__module__ == module.__name__
-    ]
-    if len(models) != 1:
-        raise ValueError(f"{module.__name__} must define exactly one SequenceModel, it defines {len(models)}")
-    return models[0]
+    return _model_of(module)
 
 
 def _module(name: str) -> ModuleType | None:
@@ -62,6 +55,19 @@ def _module(name: str) -> ModuleType | None:
         if error.name is None or not name.startswith(error.name):
             raise  # it is there, and what it imports is not
         return None
+
+
+@functools.cache
+def _model_of(module: ModuleType) -> type[SequenceModel]:
+    """Looked for once a module: a budget asks for the family of every layer of thousands of candidates."""
+    models = [
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, SequenceModel) and member.__module__ == module.__name__
+    ]
+    if len(models) != 1:
+        raise ValueError(f"{module.__name__} must define exactly one SequenceModel, it defines {len(models)}")
+    return models[0]
 
 
 @functools.cache
