@@ -17,7 +17,7 @@ from harness.report.contexts import Contexts
 from harness.report.curves import Curves
 from harness.report.figures.adapting import dynamic
 from harness.report.figures.against import against
-from harness.report.figures.axes import Drawn
+from harness.report.figures.axes import Drawn, settle
 from harness.report.figures.cost import decode, decode_batch, first_token, prefill
 from harness.report.figures.diagnostics import diagnostics
 from harness.report.figures.quality import fixed_target, position
@@ -45,6 +45,8 @@ def draw(
         ]  # fmt: skip
         drawn = [figure for figure in made if figure is not None]
         for figure in drawn:
+            if figure.figure.get_layout_engine():
+                settle(figure.figure)
             for kind, metadata in _METADATA.items():
                 figure.figure.savefig(folder / f"{figure.name}.{kind}", metadata=metadata)
     return drawn

@@ -163,6 +163,12 @@ class LineEnd:
     color: str
 
 
+def settle(figure: Figure) -> None:
+    """Lay the figure out once and for all: matplotlib draws one with a layout engine twice into every file."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)
+
+
 def label_lines(figure: Figure, panels: Sequence[tuple[Axes, list[LineEnd]]]) -> None:
     """Lay the figure out with room for the labels, freeze the layout, and write each panel's labels. Call this last."""
     rooms = [
@@ -170,8 +176,7 @@ def label_lines(figure: Figure, panels: Sequence[tuple[Axes, list[LineEnd]]]) ->
         for ax, ends in panels
         for end in ends
     ]
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    settle(figure)
     for room in rooms:
         room.remove()
     for ax, ends in panels:

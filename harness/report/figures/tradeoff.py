@@ -11,7 +11,7 @@ from matplotlib.transforms import Bbox
 from harness.records import Decode, Prefill
 from harness.report.collect import Run
 from harness.report.curves import Curves
-from harness.report.figures.axes import Drawn, mark_failures, rescale, value_axis
+from harness.report.figures.axes import Drawn, mark_failures, rescale, settle, value_axis
 from harness.report.formats import Interval
 from harness.report.style import GREY, SINGLE, looks, readable
 from harness.report.summary import at, describe, exponential, headlines
@@ -75,8 +75,7 @@ def _frontier(ax: Axes, costs: dict[str, Timing], quality: dict[str, Interval]) 
 def _name_points(figure: Figure, ax: Axes, run: Run, costs: dict[str, Timing], quality: dict[str, Interval]) -> None:
     """Write each name beside its point, on the first side where it hits neither another point nor another name."""
     look, canvas = looks(run.models), FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    settle(figure)
     places = {
         name: ax.transData.transform((costs[name].milliseconds(50), value.value)) for name, value in quality.items()
     }
