@@ -8,7 +8,6 @@ the model's `log.txt`.
 from __future__ import annotations
 
 import contextlib
-import gc
 import multiprocessing
 import os
 import sys
@@ -22,9 +21,6 @@ from typing import Any
 from baselines.config import Unsupported
 from harness.processes import die_with_parent
 from harness.records import Status
-
-USED_LATE = ["pandas", "transformers.tokenization_utils_tokenizers"]
-"""What a session imports on its way, a third of a second in every child: pyarrow's writer the one, saving the other."""
 
 
 @dataclass
@@ -42,7 +38,7 @@ def server_context() -> ForkServerContext:
     The server starts here, so whoever asks early has it import while other things are done.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.session", *USED_LATE])
+    context.set_forkserver_preload(["harness.preloaded"])
     forkserver.ensure_running()
     return context
 
@@ -105,7 +101,6 @@ def serve(connection: Connection, job: Any, threads: int) -> None:
     from harness.session import FloorSession, ModelSession
 
     torch.set_num_threads(threads)
-    gc.freeze()  # what the fork server has loaded is nobody's garbage
     session: Any = None
     while True:
         try:
