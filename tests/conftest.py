@@ -1,4 +1,4 @@
-"""What all tests share: few threads, no hub, and the README's own baseline in a folder outside the checkout."""
+"""What all tests share: few threads, no hub, the README's own baseline outside the checkout, bare figures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", OMP_WAIT_POLICY="passive")
 
@@ -22,3 +23,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text(text)
     sys.path.insert(0, str(folder))
     return folder
+
+
+@pytest.fixture
+def bare_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of a report are made and laid out, and their files left empty: `tests/report` looks at what is drawn."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).write_text("<svg></svg>"))

@@ -21,6 +21,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'tt
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from harness.measure.lmeval.model import HarnessLM
 
@@ -121,8 +122,19 @@ def test_our_task_runs_offline_and_knows_its_answer(llama: SequenceModel, tmp_pa
         assert right == [i == question["answer"] for i in range(4)]
 
 
-def test_too_few_documents_and_unknown_tasks_are_errors_in_one_line(llama: SequenceModel, tmp_path: Path) -> None:
+def test_too_few_documents_and_unknown_tasks_are_errors_in_one_line(
+    llama: SequenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thousands of files that lm-eval ships are asked for, and left unread."""
+    asked: list[bool] = []
+
+    def manager(include_path: str, include_defaults: bool) -> TaskManager:
+        asked.append(include_defaults)
+        return TaskManager(include_path=include_path, include_defaults=False)
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", manager)
     with pytest.raises(ValueError, match="task continuation needs 4 test documents of 960 bytes; there are 3"):
         write_continuation(documents(3), tmp_path)
     with pytest.raises(ValueError, match=r"tasks: lm-eval knows no no_such_task; .* lists its \d+"):
         evaluate(llama, byte_tokenizer(), ["no_such_task"], [], tmp_path)
+    assert asked == [True]

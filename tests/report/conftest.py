@@ -11,8 +11,13 @@ from tests.report.sample import build
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds of four models and two floors, rendered."""
-    folder = build(tmp_path_factory.mktemp("sample") / "run")
-    assert render(folder) == folder / "report" / "report.html"
-    return folder
+def unrendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of four models and two floors."""
+    return build(tmp_path_factory.mktemp("sample") / "run")
+
+
+@pytest.fixture(scope="session")
+def run_folder(unrendered: Path) -> Path:
+    """The same, rendered."""
+    assert render(unrendered) == unrendered / "report" / "report.html"
+    return unrendered

@@ -13,6 +13,7 @@ RESULTS = Path(__file__).parents[2] / "results"
 COMMITTED = sorted(path.parent.parent for path in RESULTS.glob("*/report/summary.md"))
 
 
+@pytest.mark.usefixtures("bare_figures")
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_a_committed_run_is_drawn_again(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / folder.name

@@ -72,15 +72,15 @@ VARIANTS: dict[str, Edit] = {
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def run(request: pytest.FixtureRequest, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(request: pytest.FixtureRequest, unrendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The sample, changed in one way each."""
     folder = tmp_path_factory.mktemp("variant")
     store = RecordStore(folder)
-    for record in RecordStore(run_folder):
+    for record in RecordStore(unrendered):
         changed = VARIANTS[request.param](record)
         if changed is not None:
             store.append(changed)
-    (folder / "models").symlink_to(run_folder / "models")
+    (folder / "models").symlink_to(unrendered / "models")
     return collect([folder])
 
 

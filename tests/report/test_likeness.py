@@ -114,6 +114,7 @@ def test_a_dagger_keeps_the_look() -> None:
     assert looks(["mamba†", "mine†"])["mine†"] == looks(["mamba", "mine"])["mine"]
 
 
+@pytest.mark.usefixtures("bare_figures")
 def test_the_command_refuses_and_draws(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = changed(sample, tmp_path, CHANGES["dtype"])
     assert main([str(folder)]) == 2
