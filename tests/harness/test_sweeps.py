@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.cli import run_hydra
+from harness.cli import main, run_hydra
 from harness.comparison import Comparison
 from harness.config import RunConfig
 from harness.locks import hold
@@ -52,14 +51,19 @@ def test_the_launcher_runs_every_job_and_tells_how_they_ended(
         assert (str(os.getpid()) in ran) == (launcher == "basic")
 
 
-def test_seeds_swept_beside_each_other_gather_in_one_folder(corpus: Path, tmp_path: Path) -> None:
+def test_seeds_swept_beside_each_other_gather_in_one_folder(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By submitit, whose executor `local` stands for Slurm: every job is a process that a file tells what to do."""
     overrides = [
         "model=[gru]", "debug=smoke", "data=folder", f"data.path={corpus}", "data.test_fraction=0.3", "measure=quality",
         "measure.conventions=[position]", "runtime.workers=1", f"output={tmp_path}",
     ]  # fmt: skip
     sweep = ["--multirun", "seed=0,1", "hydra/launcher=submitit_local"]
-    subprocess.run([sys.executable, "-m", "harness", *overrides, *sweep], cwd=ROOT, capture_output=True, check=True)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["harness", *overrides, *sweep])
+    with pytest.raises(SystemExit, match="0"):
+        main()
     (folder,) = (tmp_path / "runs").glob("quickstart-*")
     trained = {row.seed: row.values for row in RecordStore(folder) if row.kind == Training.kind}
     assert set(trained) == {0, 1}
