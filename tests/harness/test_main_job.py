@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from baselines.registry import find
+from harness.cli import main
 from harness.config import RunConfig
 from harness.measure.config import MeasureConfig
 from harness.records import Decode, Finish, Record, RecordStore, Training
@@ -87,6 +88,7 @@ def test_every_measurement_becomes_a_row_with_its_provenance(small: RunConfig) -
     )
 
 
+@pytest.mark.usefixtures("bare_figures")
 def test_what_is_done_is_not_done_again(small: RunConfig) -> None:
     run(small)
     before = RecordStore(small.run_folder).path.read_text()
@@ -99,6 +101,7 @@ def test_what_is_done_is_not_done_again(small: RunConfig) -> None:
     assert {row.seed for row in RecordStore(small.run_folder)} == {0, 1}
 
 
+@pytest.mark.usefixtures("bare_figures")
 def test_faults_become_rows_and_the_comparison_goes_on(small: RunConfig) -> None:
     faults = ["unsupported", "crash", "oom", "nan", "acausal", "oom at 64"]
     small.model |= {fault.replace(" ", "_"): broken(fault) for fault in faults}
@@ -122,6 +125,7 @@ def test_faults_become_rows_and_the_comparison_goes_on(small: RunConfig) -> None
     assert found["decode", "gru", 16].status == "ok"
 
 
+@pytest.mark.usefixtures("bare_figures")
 def test_a_trained_checkpoint_is_loaded_and_scores_the_same(small: RunConfig, tmp_path: Path) -> None:
     run(small)
     checkpoint = small.run_folder / "seed0" / "gru" / "checkpoint"
@@ -155,12 +159,21 @@ def processes_with(text: str) -> list[str]:
     return [line for line in listed.splitlines() if text in line]
 
 
-@pytest.mark.usefixtures("at_workplace")
-def test_killed_with_9_and_started_again_it_gives_the_same_perplexities(small: RunConfig, tmp_path: Path) -> None:
+def whole_job(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command in this process, to its end."""
+    monkeypatch.setattr(sys, "argv", arguments[2:])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+
+
+@pytest.mark.usefixtures("at_workplace", "bare_figures")
+def test_killed_with_9_and_started_again_it_gives_the_same_perplexities(
+    small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     long = ["train.tokens=16000", "train.checkpoint_seconds=0.01", "train.log_every=5", "measure.timing=false"]
-    subprocess.run(command(small, str(tmp_path / "whole"), *long), check=True, capture_output=True)
+    whole_job(command(small, str(tmp_path / "whole"), *long), monkeypatch)
     job = subprocess.Popen(command(small, str(tmp_path / "killed"), *long), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (states := list((tmp_path / "killed").glob("runs/*/seed0/gru/resume/step-*"))):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -171,7 +184,7 @@ def test_killed_with_9_and_started_again_it_gives_the_same_perplexities(small: R
     while processes_with(str(tmp_path / "killed")):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
-    subprocess.run(command(small, str(tmp_path / "killed"), *long), check=True, capture_output=True)
+    whole_job(command(small, str(tmp_path / "killed"), *long), monkeypatch)
     (whole,) = (tmp_path / "whole").glob("runs/*/seed0/gru/nll.parquet")
     (resumed,) = (tmp_path / "killed").glob("runs/*/seed0/gru/nll.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(whole), pd.read_parquet(resumed))
