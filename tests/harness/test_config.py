@@ -125,12 +125,16 @@ def test_the_zoo_leaves_no_family_out() -> None:
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o not in NOT_RUN and not o.startswith("model=")])
-def test_every_option_runs_in_smoke_size(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_runs_in_smoke_size(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Two experiments run models of their own: the main job, and the zoo, which holds every model."""
     monkeypatch.chdir(tmp_path)
     drawn = option.startswith("experiment=")
     if not drawn:
         monkeypatch.setattr("harness.run.report", lambda folder, console, allow_unlike: folder)
+    elif option != "experiment=quickstart":
+        request.getfixturevalue("bare_figures")
     models = [] if option in ("experiment=quickstart", "experiment=zoo") else ["model=[transformer]"]
     config = composed(["debug=smoke", option, *models, *paths_for(option, tmp_path)])
     if config.hash in RUN:  # options that are the defaults make the same run

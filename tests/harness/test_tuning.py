@@ -60,6 +60,7 @@ def rows(folder: Path, seed: int) -> dict[tuple[str, str], Record]:
     return {(row.kind, row.model): row for row in RecordStore(folder) if row.seed == seed}
 
 
+@pytest.mark.usefixtures("bare_figures")
 def test_both_rates_are_compared_and_told_apart(tuned: RunConfig) -> None:
     tuned.train = dataclasses.replace(tuned.train, tokens=1280)
     tuned.size = dataclasses.replace(tuned.size, parameters=5728)
