@@ -93,8 +93,9 @@ class SequenceModel(ABC):
     def flops(self, length: int, mode: Mode) -> int:
         """Floating-point operations (2 a multiply-add) of one row.
 
-        `train`: forward and backward of `length` tokens; `prefill`: forward of `length` tokens;
-        `step`: one token after `length` tokens of context.
+        `train`: forward and backward of `length` tokens; `prefill`: forward of `length` tokens, of which the last alone
+        goes through the head and what follows the mixing in the last block; `step`: one token after `length` tokens of
+        context.
         """
 
     def forward(self, input_ids: Tensor) -> Tensor:

@@ -104,10 +104,13 @@ def test_the_median_s_interval_holds_the_median() -> None:
 
 def test_gemms_are_those_of_every_linear_layer(tiny: None) -> None:
     model = build("transformer-2m")
-    weights = sum(m.weight.numel() for m in model.model.modules() if isinstance(m, nn.Linear))
-    head = model.model.get_output_embeddings().weight.numel()
-    for train, multiplied in ((True, 10 * weights), (False, 10 * (weights - head) + head)):
-        work = GemmWork(model, 10, train=train)
+    linear = [m for m in model.model.modules() if isinstance(m, nn.Linear)]
+    last, weights = model.model.model.layers[-1], sum(m.weight.numel() for m in linear)
+    late = [model.model.lm_head, last.self_attn.o_proj, *(m for m in last.mlp.modules() if m in linear)]
+    spared = 8 * sum(m.weight.numel() for m in late)
+    assert len(late) == 5
+    for train, multiplied in ((True, 10 * weights), (False, 10 * weights - spared)):
+        work = GemmWork(model, 2, 5, train=train)
         assert sum(len(x) * weight.numel() for x, weight, *_ in work.products) == multiplied
         x, weight, y, grad_x, grad_weight = work.products[0]
         torch.testing.assert_close(y, x @ weight.T)
