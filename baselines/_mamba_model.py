@@ -29,6 +29,7 @@ from baselines._series import fits
 from baselines._wanted import wanting
 from ttt_impl.cpu.convolve import SOURCE as CONVOLVE
 from ttt_impl.cpu.convolve import convolve
+from ttt_impl.cpu.linear import linear
 
 
 class MambaForCausalLM(transformers.MambaForCausalLM):
@@ -176,7 +177,7 @@ class MambaMixer(modeling_mamba.MambaMixer):
             return self.in_proj(hidden).chunk(2, dim=-1)
         weights = self.in_proj.weight.chunk(2)
         biases = (None, None) if self.in_proj.bias is None else self.in_proj.bias.chunk(2)
-        x, z = (F.linear(hidden, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        x, z = (linear(hidden, weight, bias) for weight, bias in zip(weights, biases, strict=True))
         return x, z
 
     def _convolve(self, past: Tensor, x: Tensor) -> Tensor:

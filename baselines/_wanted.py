@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from ttt_impl.cpu.linear import Linear
 
-class LastRows(nn.Linear):
+
+class LastRows(Linear):
     """A projection of the last `wanted` tokens alone (0: all)."""
 
     wanted: int = 0

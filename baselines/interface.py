@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from baselines.config import FamilyConfig
+from ttt_impl.cpu import linear
 
 State = Any
 Mode = Literal["train", "prefill", "step"]
@@ -56,8 +57,13 @@ class SequenceModel(ABC):
     exact_causality: bool = True
     """Whether no bit of a logit depends on later tokens; where an FFT rounds across time the gate asks in float64."""
 
+    as_it_came: ClassVar[bool] = False
+    """Whether the model is timed with PyTorch's linear layers; every family has those of `ttt_impl.cpu.linear`."""
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        if not self.as_it_came:
+            linear.use(model)
 
     @classmethod
     @abstractmethod

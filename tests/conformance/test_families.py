@@ -20,6 +20,7 @@ from baselines.registry import families, find
 from harness.config_errors import CONF
 from harness.gate import run_gate
 from harness.train.engine import blocks, recompute_blocks
+from ttt_impl.cpu.linear import Linear
 
 MODELS = sorted((CONF / "model").glob("*.yaml"))
 TINY = SizeConfig(parameters=60_000, tolerance=0.05, hidden_size=32, num_layers=2, head_dim=16)
@@ -73,6 +74,11 @@ def test_every_family_has_a_yaml() -> None:
 
 def test_the_parameter_formula_counts_what_is_built(sized: FamilyConfig, baseline: SequenceModel) -> None:
     assert sized.parameters(VOCAB) == sum(p.numel() for p in baseline.model.parameters())
+
+
+def test_no_family_has_slower_linear_layers(baseline: SequenceModel) -> None:
+    found = [module for module in baseline.model.modules() if isinstance(module, nn.Linear)]
+    assert all(isinstance(module, Linear) for module in found)
 
 
 def test_no_parameter_keeps_what_lay_in_memory(sized: FamilyConfig) -> None:

@@ -21,6 +21,7 @@ from harness.bench.same import gradient_difference, logits_difference
 from harness.measure.clock import Clock, CpuClock
 from harness.records import Benchmark, Record, RecordStore
 from harness.statistics import median_interval
+from ttt_impl.cpu.linear import Linear
 
 TINY = SizeConfig(parameters=60_000, tolerance=0.05, hidden_size=32, num_layers=2, head_dim=16)
 OFFICIAL = """
@@ -124,6 +125,7 @@ def test_gemms_are_those_of_every_linear_layer(tiny: None) -> None:
 def test_transformers_models_compute_the_same(name: str, tiny: None) -> None:
     ours = build(name)
     rival = (transformers_mamba if name == "mamba-2m" else transformers_llama)(ours)
+    assert not any(isinstance(module, Linear) for module in rival.model.modules())
     assert rival.model is not ours.model
     assert all(logits_difference(ours, rival, work) < 1e-5 for work in ("train_step", "prefill", "decode"))
     assert gradient_difference(ours, rival) < 1e-4
