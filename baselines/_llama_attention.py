@@ -94,9 +94,9 @@ def mask_for(
 ) -> Tensor | None:
     """None where the queries are the last of the keys and no key is padding, else transformers' mask."""
     skips = allow_is_causal_skip and others.get("local_size") is None
-    if skips and not torch.compiler.is_compiling() and kv_length == q_offset + q_length:
-        if attention_mask is None or bool(attention_mask.all()):
-            return None
+    last = not torch.compiler.is_compiling() and kv_length == q_offset + q_length
+    if skips and last and (attention_mask is None or bool(attention_mask.all())):
+        return None
     skips = skips and q_length in (1, kv_length)
     given = {"q_offset": q_offset, "attention_mask": attention_mask, "allow_is_causal_skip": skips}
     return sdpa_mask(q_length=q_length, kv_length=kv_length, **given, **others)
