@@ -20,7 +20,7 @@ from baselines._heads import Heads, empty_heads, fits, heads
 from baselines._series import operator, with_channels_together
 
 SOURCE = Path(__file__).with_name("_causal_attention.cpp")
-FEWEST_QUERIES = 8
+FEWEST_QUERIES = 16
 """Below, PyTorch's is faster."""
 
 

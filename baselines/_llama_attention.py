@@ -32,17 +32,14 @@ class CausalAttention(LlamaAttention):
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: Any = None,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         **others: Any,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Any:
         """As in transformers: hidden_states [B, L, H]; under another name than `NAME` it is transformers' own."""
         if self.config._attn_implementation != NAME:
-            found: tuple[Tensor, Tensor | None] = super().forward(
-                hidden_states, position_embeddings, attention_mask, past_key_values, **others
-            )
-            return found
+            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **others)
         q, k, v = (
             project(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -51,7 +48,7 @@ class CausalAttention(LlamaAttention):
         q, k = turned(q, cos, sin), turned(k, cos, sin)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
-        dropout = self.attention_dropout if self.training else 0.0
+        dropout = float(self.attention_dropout or 0) if self.training else 0.0
         y, _ = attend(self, q, k, v, attention_mask, dropout, self.scaling)
         return self.o_proj(y.flatten(2)), None
 
@@ -98,7 +95,7 @@ def mask_for(
     if skips and last and (attention_mask is None or bool(attention_mask.all())):
         return None
     skips = skips and q_length in (1, kv_length)
-    given = {"q_offset": q_offset, "attention_mask": attention_mask, "allow_is_causal_skip": skips}
+    given: dict[str, Any] = {"q_offset": q_offset, "attention_mask": attention_mask, "allow_is_causal_skip": skips}
     return sdpa_mask(q_length=q_length, kv_length=kv_length, **given, **others)
 
 
