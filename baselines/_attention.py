@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from baselines import _mixer
+from baselines._causal_attention import attention_path, causal_attention
 from baselines._rotary import rotary
 
 
@@ -36,10 +36,8 @@ class Attention(_mixer.Mixer):
         q, k = (rotary(part, positions, self.theta) for part in (q, k))
         if state is not None:
             k, v = torch.cat([state[0], k], 2), torch.cat([state[1], v], 2)
-        mask = None
-        if seen and length > 1:
-            mask = torch.ones(length, seen + length, dtype=torch.bool, device=x.device).tril(seen)
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=not seen, enable_gqa=True)
+        self.kernel_path = attention_path(q, k, v)
+        y = causal_attention(q, k, v)
         return self.o_proj(y[:, :, -wanted:].transpose(1, 2).flatten(2)), (k, v) if keep else None
 
     @classmethod

@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 from baselines._attention import Attention
 from baselines._checkpoint import load_checkpoint
 from baselines._growing_cache import GrowingCache
+from baselines._llama_attention import NAME, use_operators
 from baselines._llama_step import llama_step
 from baselines._precision import widen_norms
 from baselines._swiglu import GatedMLP
@@ -91,6 +92,7 @@ class Transformer(SequenceModel):
     def __init__(self, model: LlamaForCausalLM) -> None:
         super().__init__(model)
         widen_norms(model, LlamaRMSNorm)
+        use_operators(model)
         for module in model.modules():
             if type(module) is LlamaMLP and model.config.hidden_act == "silu":
                 module.__class__ = GatedMLP
@@ -134,14 +136,15 @@ class Transformer(SequenceModel):
 
     def step(self, input_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """As in `SequenceModel`; with transformers' own attention in PyTorch by the short way."""
-        if self.kernel_path != "sdpa" or torch.is_grad_enabled():
+        if self.model.config._attn_implementation != NAME or torch.is_grad_enabled():
             return self.prefill(input_ids, state)
         return llama_step(self.model, input_ids, state), state
 
     @property
     def kernel_path(self) -> str:
-        """The attention that transformers runs: `sdpa`, `eager`, `flash_attention_2` …"""
-        return str(self.model.config._attn_implementation)
+        """The attention that ran last: `fused-cpu`, or that which transformers runs, `sdpa`, `eager` …"""
+        name = str(self.model.config._attn_implementation)
+        return self.model.model.layers[0].self_attn.kernel_path if name == NAME else name
 
     def flops(self, length: int, mode: Mode) -> int:
         """Per token: 2 a weight of the projections, SwiGLU and head; per pair of query and key: 4 H, for q · k and p v.
