@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -49,7 +48,7 @@ from harness.records import (
     Window,
 )
 from harness.train.checkpoint import finished_training
-from harness.train.loop import Progress
+from harness.train.loop import Progress, cpu_time
 from harness.train.task import train_to_checkpoint
 
 
@@ -124,8 +123,8 @@ class Session(ABC):
         """The implementation that the last task ran on."""
 
     def cpu_seconds(self) -> float:
-        """CPU time that this process has used."""
-        return time.process_time()
+        """CPU time that this process and the compilers that it ran have used."""
+        return cpu_time()
 
 
 class FloorSession(Session):
@@ -174,13 +173,10 @@ class ModelSession(Session):
         """CPU seconds that training will take, by one step of a model that is thrown away."""
         baseline = find(self.family.family).build(self.family, self.tokens.vocab_size)
         torch.nn.Module.to(baseline.model, self.job.device)
-        step = TrainStepScenario(baseline, self.job.device, self.config.train, self._autocast)
+        plain = dataclasses.replace(self.config.runtime, compile=False)  # compiling would outlast what it is to tell
+        step = TrainStepScenario(baseline, self.job.device, self.config.train, plain)
         step.prepare()
         return self.config.train.steps * sum(step.turn(CpuClock()))
-
-    @property
-    def _autocast(self) -> bool:
-        return self.config.runtime.dtype == "bfloat16"
 
     def train_length(self) -> int | None:
         """The recipe's length, or what a loaded checkpoint of ours says."""
