@@ -21,6 +21,7 @@ from baselines.encoding import tokens_of
 from baselines.interface import Encoded, SequenceModel, bytes_as_tokens
 from baselines.registry import find
 from harness.data.ngram import NGram
+from harness.data.tokenizer import load_tokenizer
 from harness.data.tokens import TokenDocument, TokenStore
 from harness.gate import run_gate
 from harness.jobs import Job, Shape
@@ -157,10 +158,8 @@ class ModelSession(Session):
         model_class = find(self.family.family)
         if self.family.checkpoint:
             self._take(model_class.load(self.family))
-            if self.baseline.tokenizer is None and self.baseline.vocab_size != self.tokens.vocab_size:
-                raise ValueError(
-                    f"its vocabulary has {self.baseline.vocab_size} tokens, the corpus' {self.tokens.vocab_size}"
-                )
+            if self.baseline.tokenizer is None:
+                self._require_tokens_of_corpus(Path(self.family.checkpoint, "tokenizer.json"))
             parameters, limit = self.baseline.model.num_parameters(), self.baseline.context_limit
             return Loaded(parameters, str(self.family.checkpoint), limit)
         finished = finished_training(self.job.checkpoint)
@@ -168,6 +167,14 @@ class ModelSession(Session):
             finished = train_to_checkpoint(self.job, self.tokens, self.progress)
         self._take(model_class.load(dataclasses.replace(self.family, checkpoint=str(self.job.checkpoint))))
         return finished
+
+    def _require_tokens_of_corpus(self, tokenizer: Path) -> None:
+        """ValueError if the loaded model knows other tokens, by number or by the tokenizer beside it."""
+        known, given = self.baseline.vocab_size, self.tokens.vocab_size
+        if known != given:
+            raise ValueError(f"its vocabulary has {known} tokens, the corpus' {given}")
+        if tokenizer.exists() and load_tokenizer(str(tokenizer)).get_vocab() != self._tokenizer.get_vocab():
+            raise ValueError(f"it was trained on other tokens than the corpus': choose data.tokenizer={tokenizer}")
 
     def training_cost(self) -> float:
         """CPU seconds that training will take, by one step of a model that is thrown away."""

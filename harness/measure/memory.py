@@ -9,8 +9,8 @@ is timed under it. Where /proc is missing the answer is None, not a guess.
 
 from __future__ import annotations
 
-import ctypes
 import contextlib
+import ctypes
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path

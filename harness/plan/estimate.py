@@ -73,6 +73,11 @@ class Plan:
         return self.config.runtime.concurrency(self.device)
 
     @property
+    def here(self) -> bool:
+        """Whether this machine has the device."""
+        return self.device == "cpu" or torch.cuda.is_available()
+
+    @property
     def disk(self) -> int:
         """Bytes at the most: what is kept of every run, the resume states of one, the tokens."""
         return disk_of(self.models, self.runs, self.places) + self.corpus.stored

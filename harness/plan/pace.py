@@ -1,8 +1,8 @@
 """How fast this machine trains and scores a model, timed in a few seconds, in CPU seconds (on a GPU: device seconds).
 
-A step is timed at its true shape where it is small enough; else a smaller one (one row, a shorter length, two parts of
-the layers) says what a FLOP takes. Batches of scoring are timed at the shortest and the longest length and at those
-that most tokens are read at; what a FLOP takes at lengths between lies between.
+A step is timed at its true shape where it is small enough; else a smaller one (one row, a shorter length, one part of
+the layers, a small vocabulary) says what a FLOP takes. Batches of scoring are timed at the shortest and the longest
+length and at those that most tokens are read at; what a FLOP takes at lengths between lies between.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from baselines.interface import SequenceModel
 from harness.config import RunConfig
 from harness.measure.clock import Clock, CpuClock, clock_for
 from harness.measure.scenarios import TrainStepScenario
-from harness.plan.memory import Read, extremes
+from harness.plan.memory import STAND_IN, Read, extremes
 from harness.plan.shrink import affordable_length, parts, with_weights, without_weights
 from harness.plan.work import Work, read_flops, row_flops, timing_seconds
 from harness.records import Decode, TrainStep
@@ -49,7 +49,8 @@ def pace_of(config: RunConfig, family: FamilyConfig, vocab_size: int, work: Work
     whole, train = without_weights(family, vocab_size), config.train
     step_flops = train.batch_size * row_flops(config, whole, train.length)
     exact = step_flops <= TIMED_FLOPS and family.parameters(vocab_size) <= TIMED_PARAMETERS
-    timed = with_weights(family if exact else parts(family, vocab_size, train.length)[0][-1], vocab_size)
+    cut = family if exact else parts(family, vocab_size, train.length)[0][0]
+    timed = with_weights(cut, vocab_size if exact else min(vocab_size, STAND_IN))
     torch.nn.Module.to(timed.model, device)
     rows = train.batch_size if exact else 1
     length = train.length if exact else affordable_length(timed, train.length, TIMED_FLOPS)

@@ -129,7 +129,9 @@ def _assumptions(plan: Plan) -> Iterator[str]:
                 f"{name}: {options.utilisation:.0%} of {hardware.flops[dtype] / 1e12:g} TFLOP/s in {dtype} assumed"
                 f" (utilisation=…), {size(hardware.memory)}; {hardware.name}, {hardware.source}"
             )
-    if HERE in options.hardware:
+    if HERE in options.hardware and not plan.here:
+        yield "here: not timed, this machine has no such GPU"
+    elif HERE in options.hardware:
         cores = f"{plan.config.runtime.threads} thread(s) a model"
         yield (
             f"here: timed on {plan.device}, {cores}, {size(memory_here(plan.device))} of memory; start, gate,"

@@ -2,9 +2,9 @@
 
 The machine's own compiler knows the machine's own vectors, so the operators are compiled where they run, at first use:
 a second or so, once a machine, since the library is kept in the user's cache folder under a hash of all that made it.
-Functions take pointers (`tensor.data_ptr()`) through ctypes. To torch.compile these would be constants, so who calls one
-is kept out of its graphs by `torch.compiler.disable`. Where nothing can be compiled, `library` answers None and says
-why in one warning; who asked then computes with plain PyTorch.
+Functions take pointers (`tensor.data_ptr()`) through ctypes. To torch.compile these would be constants; who calls one
+is kept out of its graphs (`torch.compiler.disable`). Where nothing can be compiled, `library` answers None and says why
+in one warning; who asked then computes with plain PyTorch.
 
 The sources spell their vectors and the order of their sums out (`vector.h`), so the compiler needs no -ffast-math: NaN
 and infinity stay visible, and the same machine computes the same bits.
