@@ -126,12 +126,11 @@ def _step_bytes(plan: Plan, model: ModelPlan) -> int:
 
 def _scoring_seconds(plan: Plan, model: ModelPlan) -> float:
     """CPU seconds of every convention, of the model that the run has trained."""
-    from harness.data.corpus import known
+    from harness.data.tokens import TokenStore
     from harness.jobs import Job
     from harness.session import ModelSession
 
-    tokens = known(plan.config.data, Path(plan.config.output))
-    assert tokens is not None
+    tokens = TokenStore.build(plan.config.data, Path(plan.config.output)).folder
     session = ModelSession(Job(model.name, 0, model.family, plan.config, "cpu", tokens), lambda told: None)
     session.obtain()
     start = time.process_time()
