@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from baselines import _mixer
+from baselines._causal_attention import attention_path, causal_attention
 from baselines._rotary import rotary
 
 
@@ -26,7 +26,7 @@ class Attention(_mixer.Mixer):
         self.q_proj, self.o_proj = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(2))
         self.k_proj, self.v_proj = (nn.Linear(hidden_size, shared, bias=False) for _ in range(2))
 
-    def forward(self, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any, keep: bool, wanted: int = 0) -> tuple[Tensor, Any]:
         """x [B, L, H]; the state is keys (turned) and values, both [B, heads, tokens, f]."""
         length, seen = x.shape[1], 0 if state is None else state[0].shape[2]
         q, k, v = (
@@ -36,11 +36,9 @@ class Attention(_mixer.Mixer):
         q, k = (rotary(part, positions, self.theta) for part in (q, k))
         if state is not None:
             k, v = torch.cat([state[0], k], 2), torch.cat([state[1], v], 2)
-        mask = None
-        if seen and length > 1:
-            mask = torch.ones(length, seen + length, dtype=torch.bool, device=x.device).tril(seen)
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=not seen, enable_gqa=True)
-        return self.o_proj(y.transpose(1, 2).flatten(2)), (k, v) if keep else None
+        self.kernel_path = attention_path(q, k, v)
+        y = causal_attention(q, k, v)
+        return self.o_proj(y[:, :, -wanted:].transpose(1, 2).flatten(2)), (k, v) if keep else None
 
     @classmethod
     def count(cls, options: Any, hidden_size: int) -> int:

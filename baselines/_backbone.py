@@ -119,17 +119,17 @@ class Block(nn.Module):
         self.mixer: Mixer = mixer_of(family)(find(family).Config(**options), width)
         self.mlp = SwiGLU(width, config.intermediate_size)
 
-    def forward(self, h: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State | None]:
-        """h [B, L, H] and this layer's state, (past of the convolution, state of the mixer)."""
+    def forward(self, h: Tensor, state: State | None, keep: bool, wanted: int = 0) -> tuple[Tensor, State | None]:
+        """The last `wanted` (0: all) of h [B, L, H]; this layer's state, (past of the convolution, the mixer's)."""
         past, mixer_state = state or (None, None)
         if self.pre_conv is not None:
             convolved, past = self.pre_conv(h, past)
             h = h + convolved
         u = self.mixer_norm(h)
-        y, mixer_state = self.mixer(u, mixer_state, keep)
+        y, mixer_state = self.mixer(u, mixer_state, keep, wanted)
         if self.pre_conv is not None:
-            y = self.out_proj(F.gelu(self.gate_proj(u), approximate="tanh") * y)
-        h = h + y
+            y = self.out_proj(F.gelu(self.gate_proj(u[:, -wanted:]), approximate="tanh") * y)
+        h = h[:, -wanted:] + y
         return h + self.mlp(self.mlp_norm(h)), (past, mixer_state) if keep else None
 
 
@@ -167,7 +167,8 @@ class BackboneForCausalLM(PreTrainedModel, GenerationMixin):
         cache = MixerCache(len(self.layers)) if keep and past_key_values is None else past_key_values
         h = self.embed(input_ids)
         for index, block in enumerate(self.layers):
-            h, state = block(h, None if cache is None else cache.layers[index], keep)
+            wanted = logits_to_keep if index == len(self.layers) - 1 and labels is None else 0
+            h, state = block(h, None if cache is None else cache.layers[index], keep, wanted)
             if cache is not None:
                 cache.layers[index] = each_tensor(state, _owned)
         if cache is not None:

@@ -43,6 +43,6 @@ def _attend(attention: Any, hidden: Tensor, cos: Tensor, signed_sin: Tensor, lay
     )
     query, key = (x * cos + x.roll(width // 2, dims=-1) * signed_sin for x in (query, key))
     keys, values = layer.update(key, value)
-    grouped = attention.num_key_value_groups > 1
+    attention.kernel_path, grouped = "sdpa", attention.num_key_value_groups > 1
     found = F.scaled_dot_product_attention(query, keys, values, enable_gqa=grouped)
     return attention.o_proj(found.transpose(1, 2).reshape(rows, 1, -1))

@@ -20,6 +20,7 @@ from baselines._causal_conv import causal_conv
 from baselines._decayed_attention import decayed_attention
 from baselines._mamba_kernels import kernels_for, ssd_kernel_for
 from baselines._precision import at_least_float32, widen_norms
+from baselines._wanted import wanting
 
 
 class Mamba2ForCausalLM(transformers.Mamba2ForCausalLM):
@@ -35,7 +36,9 @@ class Mamba2ForCausalLM(transformers.Mamba2ForCausalLM):
     def forward(self, *args: Any, logits_to_keep: int = 0, labels: Tensor | None = None, **kwargs: Any) -> Any:
         """As transformers', logits of at least float32: float64 is not rounded on the way."""
         kwargs = {"return_dict": True} | kwargs
-        out = self.backbone(*args, **kwargs)
+        whole = labels is not None or kwargs.get("output_hidden_states")
+        with wanting(self.backbone.layers[-1], 0 if whole else logits_to_keep):
+            out = self.backbone(*args, **kwargs)
         logits = at_least_float32(
             self.lm_head(out.last_hidden_state[:, -logits_to_keep:].to(self.lm_head.weight.dtype))
         )
@@ -50,24 +53,33 @@ class Mamba2ForCausalLM(transformers.Mamba2ForCausalLM):
 class Mamba2Block(modeling_mamba2.Mamba2Block):
     """Norm, mixer and a residual stream of at least float32 where the config asks for it."""
 
+    wanted: int = 0
+
     def forward(
         self, hidden_states: Tensor, cache_params: Cache | None = None, attention_mask: Tensor | None = None, **_: Any
     ) -> Tensor:
-        """[B, L, H] -> [B, L, H]."""
+        """[B, L, H] -> [B, wanted or L, H]."""
         residual = at_least_float32(hidden_states) if self.residual_in_fp32 else hidden_states
         mixed = self.norm(hidden_states.to(self.norm.weight.dtype))
-        return residual + self.mixer(mixed, cache_params=cache_params, attention_mask=attention_mask)
+        mixed = self.mixer(mixed, cache_params=cache_params, attention_mask=attention_mask, wanted=self.wanted)
+        return residual[:, -self.wanted :] + mixed
 
 
 class Mamba2Mixer(modeling_mamba2.Mamba2Mixer):
     """The layer of arXiv 2405.21060, figure 6: one projection, convolution, SSD, gated norm, projection."""
 
     def forward(
-        self, hidden_states: Tensor, cache_params: Cache | None = None, attention_mask: Tensor | None = None, **_: Any
+        self,
+        hidden_states: Tensor,
+        cache_params: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        wanted: int = 0,
+        **_: Any,
     ) -> Tensor:
         """[B, L, H] -> [B, L, H], going on from this layer's state in `cache_params` and leaving the new one there.
 
-        `attention_mask` [B, L] is zero where a row is padded on its left. No gradient flows through the cache.
+        If `wanted` is not 0, of the last `wanted` tokens alone. `attention_mask` [B, L] is zero where a row is padded
+        on its left. No gradient flows through the cache.
         """
         layer: Any = None if cache_params is None else cache_params.layers[self.layer_idx]
         continues = layer is not None and layer.has_previous_state[0]
@@ -83,7 +95,7 @@ class Mamba2Mixer(modeling_mamba2.Mamba2Mixer):
         if layer is not None:
             layer.update_conv_state(window[..., -self.conv_kernel_size :].detach())
             layer.update_recurrent_state(state.detach())
-        return self.out_proj(self._gated_norm(y, gate).to(hidden_states.dtype))
+        return self.out_proj(self._gated_norm(y[:, -wanted:], gate[:, -wanted:]).to(hidden_states.dtype))
 
     def _convolve(self, window: Tensor) -> Tensor:
         """[B, D, K - 1 + L] -> [B, L, D], SiLU included."""

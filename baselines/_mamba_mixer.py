@@ -30,17 +30,17 @@ class Mamba(_mixer.Mixer):
         self.layer = MambaMixer(config, layer_idx=0)
         self.layer.A_log._no_weight_decay = True  # type: ignore[attr-defined]
 
-    def forward(self, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any, keep: bool, wanted: int = 0) -> tuple[Tensor, Any]:
         """x [B, L, H]; the state is the last inputs of the convolution [B, D, K] and the numbers [B, D, N]."""
         self.kernel_path = path_for(x)
         if not keep:
-            return self.layer(x), None
+            return self.layer(x, wanted=wanted), None
         memory = LinearAttentionLayer()
         if state is not None:
             memory.update_conv_state(state[0])
             memory.update_recurrent_state(state[1])
         cache: Any = _OneLayer(memory)
-        y = self.layer(x, cache_params=cache)
+        y = self.layer(x, cache_params=cache, wanted=wanted)
         return y, (memory.conv_states[0], memory.recurrent_states[0])
 
     @classmethod
@@ -56,6 +56,11 @@ class Mamba(_mixer.Mixer):
         inner, states, rank = options.expand * hidden_size, options.state_size, rank_of(options, hidden_size)
         weights = inner * (3 * hidden_size + 2 * rank + 2 * states + options.conv_kernel)
         return length * (2 * weights + 7 * inner * states)
+
+    @classmethod
+    def output_flops(cls, options: Any, hidden_size: int) -> int:
+        """The projection from all channels."""
+        return 2 * options.expand * hidden_size * hidden_size
 
     def initialise(self) -> None:
         """dt, A and D as transformers does; the rest as everywhere in the backbone."""

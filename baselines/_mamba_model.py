@@ -26,8 +26,10 @@ from baselines._mamba_kernels import kernels_for
 from baselines._precision import at_least_float32, widen_norms
 from baselines._selective_scan import selective_scan, selective_step
 from baselines._series import fits
+from baselines._wanted import wanting
 from ttt_impl.cpu.convolve import SOURCE as CONVOLVE
 from ttt_impl.cpu.convolve import convolve
+from ttt_impl.cpu.linear import linear
 
 
 class MambaForCausalLM(transformers.MambaForCausalLM):
@@ -55,15 +57,17 @@ class MambaForCausalLM(transformers.MambaForCausalLM):
         plain = labels is None and not torch.is_grad_enabled() and not kwargs.get("output_hidden_states")
         if plain and input_ids is not None and input_ids.shape[1] == 1 and _has_read(cache_params):
             return MambaCausalLMOutput(logits=self.step(input_ids, cache_params), cache_params=cache_params)
-        out = self.backbone(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            cache_params=cache_params,
-            use_cache=use_cache,
-            attention_mask=attention_mask,
-            output_hidden_states=kwargs.get("output_hidden_states"),
-            return_dict=True,
-        )
+        all_states = kwargs.get("output_hidden_states")
+        with wanting(self.backbone.layers[-1], 0 if all_states or labels is not None else logits_to_keep):
+            out = self.backbone(
+                input_ids,
+                inputs_embeds=inputs_embeds,
+                cache_params=cache_params,
+                use_cache=use_cache,
+                attention_mask=attention_mask,
+                output_hidden_states=all_states,
+                return_dict=True,
+            )
         hidden = out.last_hidden_state[:, -logits_to_keep:].to(self.lm_head.weight.dtype)
         logits = at_least_float32(self.lm_head(hidden))
         loss = None
@@ -94,14 +98,16 @@ class MambaBlock(modeling_mamba.MambaBlock):
     """Norm, mixer and a residual stream of at least float32 where the config asks for it."""
 
     mixer: MambaMixer
+    wanted: int = 0
 
     def forward(
         self, hidden_states: Tensor, cache_params: Cache | None = None, attention_mask: Tensor | None = None, **_: Any
     ) -> Tensor:
-        """[B, L, H] -> [B, L, H]."""
+        """[B, L, H] -> [B, wanted or L, H]."""
         residual = at_least_float32(hidden_states) if self.residual_in_fp32 else hidden_states
         mixed = self.norm(hidden_states.to(self.norm.weight.dtype))
-        return residual + self.mixer(mixed, cache_params=cache_params, attention_mask=attention_mask)
+        mixed = self.mixer(mixed, cache_params=cache_params, attention_mask=attention_mask, wanted=self.wanted)
+        return residual[:, -self.wanted :] + mixed
 
     def step(self, hidden: Tensor, layer: Any) -> Tensor:
         """One token [B, H] -> [B, H]; its state, `layer` of the cache, moves on."""
@@ -114,11 +120,17 @@ class MambaMixer(modeling_mamba.MambaMixer):
     """The selective state space layer (arXiv 2312.00752, figure 3): convolution, selection, scan, gate."""
 
     def forward(
-        self, hidden_states: Tensor, cache_params: Cache | None = None, attention_mask: Tensor | None = None, **_: Any
+        self,
+        hidden_states: Tensor,
+        cache_params: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        wanted: int = 0,
+        **_: Any,
     ) -> Tensor:
         """[B, L, H] -> [B, L, H], going on from this layer's state in `cache_params` and leaving the new one there.
 
-        `attention_mask` [B, L] is zero where a row is padded on its left. No gradient flows through the cache.
+        If `wanted` is not 0, of the last `wanted` tokens alone. `attention_mask` [B, L] is zero where a row is padded
+        on its left. No gradient flows through the cache.
         """
         layer: Any = None if cache_params is None else cache_params.layers[self.layer_idx]
         continues = layer is not None and layer.has_previous_state[0]
@@ -135,7 +147,7 @@ class MambaMixer(modeling_mamba.MambaMixer):
             window = torch.cat([past, x[:, -kernel:]], dim=1)[:, -kernel:]
             layer.update_conv_state(window.transpose(1, 2).detach())
             layer.update_recurrent_state(state.detach())
-        return self.out_proj(y.to(hidden_states.dtype))
+        return self.out_proj(y[:, -wanted:].to(hidden_states.dtype))
 
     def step(self, hidden: Tensor, conv_state: Tensor, state: Tensor) -> Tensor:
         """One token [B, H] -> [B, H]; moves `conv_state` [B, D, K] and `state` [B, D, N] on in place."""
@@ -165,7 +177,7 @@ class MambaMixer(modeling_mamba.MambaMixer):
             return self.in_proj(hidden).chunk(2, dim=-1)
         weights = self.in_proj.weight.chunk(2)
         biases = (None, None) if self.in_proj.bias is None else self.in_proj.bias.chunk(2)
-        x, z = (F.linear(hidden, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        x, z = (linear(hidden, weight, bias) for weight, bias in zip(weights, biases, strict=True))
         return x, z
 
     def _convolve(self, past: Tensor, x: Tensor) -> Tensor:

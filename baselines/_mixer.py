@@ -40,8 +40,11 @@ class Mixer(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State | None]:
-        """x [B, L, H] -> y [B, L, H], going on from `state` (None: from the start); the next state if `keep`."""
+    def forward(self, x: Tensor, state: State | None, keep: bool, wanted: int = 0) -> tuple[Tensor, State | None]:
+        """x [B, L, H] -> y [B, L, H], going on from `state` (None: from the start); the next state if `keep`.
+
+        If `wanted` is not 0, y of the last `wanted` tokens alone: what follows the mixing is for them.
+        """
 
     def before_step(self, step: int, steps: int) -> None:
         """As of `SequenceModel`: called before each of the `steps` optimiser steps."""
@@ -55,6 +58,11 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def flops(cls, options: Any, hidden_size: int, length: int) -> int:
         """Floating-point operations (2 a multiply-add) of a forward of one row of `length` tokens from the start."""
+
+    @classmethod
+    def output_flops(cls, options: Any, hidden_size: int) -> int:
+        """Of those, what follows the mixing and is for a wanted token alone: most often a square projection."""
+        return 2 * hidden_size * hidden_size
 
     @classmethod
     def step_flops(cls, options: Any, hidden_size: int, length: int) -> int:

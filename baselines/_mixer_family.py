@@ -73,19 +73,22 @@ class MixerFamily(SequenceModel):
         """Per token 2 a weight of SwiGLU, head and, in the mamba backbone, convolution, gate and projection; mixers.
 
         Norms, activations and residuals are left out, below one percent. `train` is three forwards, the head at
-        every token; `prefill` has one head, at its last token; a `step` follows `length` tokens.
+        every token; `prefill` has head and what follows the last mixing at its last token; a `step` follows `length`
+        tokens.
         """
         config = self.model.config
-        width, mixers = config.hidden_size, 0
+        width, mixers, output = config.hidden_size, 0, 0
         for options in config.layers:
             mixer, typed = _mixer.mixer_of(options["family"]), find(options["family"]).Config(**options)
             count = mixer.step_flops if mode == "step" else mixer.flops
             mixers += count(typed, width, length)
-        gate = width * (2 * width + _mixer.CONV_KERNEL) if config.backbone == "mamba" else 0
-        block = 2 * len(config.layers) * (3 * width * config.intermediate_size + gate)
+            output = mixer.output_flops(typed, width)
+        gated = config.backbone == "mamba"
+        after = 2 * width * (3 * config.intermediate_size + 2 * width * gated)
+        block = len(config.layers) * (after + 2 * width * _mixer.CONV_KERNEL * gated)
         head = 2 * width * config.vocab_size
         return {
             "train": 3 * (mixers + length * (block + head)),
-            "prefill": mixers + length * block + head,
+            "prefill": mixers + length * block - (length - 1) * (output + after) + head,
             "step": mixers + block + head,
         }[mode]

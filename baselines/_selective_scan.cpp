@@ -27,6 +27,7 @@ void read_tokens(const Block &block, int from, int to, Tokens &tokens) {
     const vec D = block.read(block.p.D), bias = block.read(block.p.bias);
     for (int t = from; t < to; ++t) {
         const int i = t - from;
+        for (const Series *input : {&block.p.x, &block.p.dt, &block.p.z}) block.fetch_next(*input, t);
         const vec x = block.read(block.p.x, t), step = softplus(block.read(block.p.dt, t) + bias, tokens.slope[i]);
         tokens.step[i] = step, tokens.u[i] = step * x, tokens.y[i] = D * x;
         tokens.gate[i] = sigmoid(block.read(block.p.z, t));
@@ -61,8 +62,10 @@ void walk(const Block &block, int from, int to, const vec *A, vec *h, Tokens &to
         }
         for (int s = 0; s < S; ++s) h[n + s] = state[s];
     });
-    for (int t = from; t < to; ++t)
+    for (int t = from; t < to; ++t) {
+        block.fetch_next(p.y, t);
         block.write(p.y, t, tokens.y[t - from] * block.read(p.z, t) * tokens.gate[t - from]);
+    }
 }
 
 // States n ... of a block through a chunk of `count` tokens again and back: their h, before the chunk, are given; their
@@ -117,6 +120,7 @@ void walk_back(
     const vec D = block.read(p.D);
     read_tokens(block, from, to, tokens);
     for (int t = from; t < to; ++t) {
+        block.fetch_next(d.y, t);
         tokens.dy[t - from] = block.read(d.y, t) * block.read(p.z, t) * tokens.gate[t - from];
         tokens.du[t - from] = tokens.dstep[t - from] = vec{};
     }
@@ -129,6 +133,7 @@ void walk_back(
         const int i = t - from;
         const vec x = block.read(p.x, t), z = block.read(p.z, t), gate = tokens.gate[i];
         const vec ddt = (LN2 * tokens.dstep[i] + tokens.du[i] * x) * tokens.slope[i];
+        for (const Series *output : {&d.x, &d.dt, &d.z}) block.fetch_next(*output, t);
         block.write(d.x, t, tokens.dy[i] * D + tokens.du[i] * tokens.step[i]);
         block.write(d.dt, t, ddt);
         block.write(d.z, t, block.read(d.y, t) * tokens.y[i] * gate * (1.0f + z * (1.0f - gate)));

@@ -38,6 +38,8 @@ struct Block : Lanes {
     using Lanes::read, Lanes::write;
     INLINE vec read(const Series &series, int t) const { return read(series.at(row, t)); }
     INLINE void write(const Series &series, int t, vec v) const { write(series.at(row, t), v); }
+    // Fetches what the next block will read or write at token t: tokens lie too far apart for the machine to guess it.
+    INLINE void fetch_next(const Series &series, int t) const { __builtin_prefetch(series.at(row, t) + first + LANES); }
 
     // [D][N] <-> [N][LANES]
     void gather(const float *x, vec *to) const {

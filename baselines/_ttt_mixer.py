@@ -57,7 +57,7 @@ class TTTMixer(_mixer.Mixer):
         )
         self.layer, self.options = TTTLayer(self.config), options
 
-    def forward(self, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any, keep: bool, wanted: int = 0) -> tuple[Tensor, Any]:
         """x [B, L, H]."""
         rows, before = len(x), 0 if state is None else state.tokens
         reading = read(self.config, x, [before] * rows, None, None)
@@ -65,7 +65,7 @@ class TTTMixer(_mixer.Mixer):
         if state is not None and memory is not None:
             fast = FastWeights(state.weights, state.rows).each(lambda part: part.flatten(0, 1))
             memory = LayerState(fast, dict(state.past))
-        y = self.layer(x, reading, memory)
+        y = self.layer(x, reading, memory, wanted)
         self.kernel_path = self.layer.kernel_path
         if memory is None:
             return y, None
@@ -96,6 +96,11 @@ class TTTMixer(_mixer.Mixer):
         weights = projections(options) * hidden_size * hidden_size + heads * hidden_size * options.learnable_eta
         weights += 2 * _mixer.CONV_KERNEL * hidden_size if options.backbone == "mamba" else 0
         return length * (2 * weights + heads * inner_flops(options.learner, f, k))
+
+    @classmethod
+    def output_flops(cls, options: Any, hidden_size: int) -> int:
+        """The projection and, if there is one, the gate."""
+        return 2 * hidden_size * hidden_size * (2 if options.backbone == "mamba" else 1)
 
     @torch.no_grad()
     def initialise(self) -> None:

@@ -84,7 +84,7 @@ class GatedConvolution(_mixer.Mixer):
             self.filter = LongFilter(hidden_size, self.reach)
             self.short = nn.Conv1d(3 * hidden_size, 3 * hidden_size, SHORT, groups=3 * hidden_size)
 
-    def forward(self, x: Tensor, state: Past | None, keep: bool) -> tuple[Tensor, Past | None]:
+    def forward(self, x: Tensor, state: Past | None, keep: bool, wanted: int = 0) -> tuple[Tensor, Past | None]:
         """x [B, L, H]."""
         length, projected = x.shape[1], self.in_proj(x)
         projections = None
@@ -99,7 +99,7 @@ class GatedConvolution(_mixer.Mixer):
         window = _after(None if state is None else state.products, k * v, len(taps) - 1)
         with torch.autocast(x.device.type, enabled=False):
             y = self._filtered(at_least_float32(window), at_least_float32(taps), length)
-        y = self.out_proj(q * y.to(x.dtype))
+        y = self.out_proj((q * y.to(x.dtype))[:, -wanted:])
         if not keep:
             return y, None
         missing = max(0, self.reach - 1 - window.shape[1])

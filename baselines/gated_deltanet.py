@@ -61,7 +61,7 @@ class GatedDeltaRule(_mixer.Mixer):
         self.gate_proj, self.o_proj = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(2))
         self.norm = RMSNorm(options.head_dim, 1e-5)
 
-    def forward(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State | None]:
+    def forward(self, x: Tensor, state: State | None, keep: bool, wanted: int = 0) -> tuple[Tensor, State | None]:
         """x [B, L, H]."""
         projected = self.qkv_proj(x)
         past = projected.new_zeros(len(x), KERNEL - 1, projected.shape[-1]) if state is None else state.window
@@ -75,8 +75,8 @@ class GatedDeltaRule(_mixer.Mixer):
         beta = at_least_float32(self.beta_proj(x)).sigmoid().mT
         q = unit(q) * q.shape[-1] ** -0.5
         y, memory = gated_delta_rule(q, unit(k), v, beta, log_decay, None if state is None else state.memory)
-        y = self.norm(y.transpose(1, 2).to(x.dtype)).flatten(2)
-        y = self.o_proj(y * F.silu(self.gate_proj(x)))
+        y = self.norm(y[:, :, -wanted:].transpose(1, 2).to(x.dtype)).flatten(2)
+        y = self.o_proj(y * F.silu(self.gate_proj(x[:, -wanted:])))
         return y, State(memory, window[:, x.shape[1] :]) if keep else None
 
     @classmethod
@@ -95,6 +95,11 @@ class GatedDeltaRule(_mixer.Mixer):
         tokens = -(-length // chunk) * chunk
         weights = 5 * hidden_size**2 + 3 * hidden_size * KERNEL + 2 * hidden_size * (hidden_size // options.head_dim)
         return 2 * length * weights + tokens * hidden_size * (8 * chunk + 6 * options.head_dim)
+
+    @classmethod
+    def output_flops(cls, options: Config, hidden_size: int) -> int:
+        """Gate and projection."""
+        return 4 * hidden_size**2
 
     def initialise(self) -> None:
         """As Mamba-2, whose decay this is: A uniform in [1, 16], dt log-uniform in [0.001, 0.1]."""

@@ -75,7 +75,7 @@ class HierarchicalAttention(_mixer.Mixer):
             nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4)
         )
 
-    def forward(self, x: Tensor, state: Cells | None, keep: bool) -> tuple[Tensor, Cells | None]:
+    def forward(self, x: Tensor, state: Cells | None, keep: bool, wanted: int = 0) -> tuple[Tensor, Cells | None]:
         """x [B, L, H]."""
         q, k, v = (
             proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -93,7 +93,7 @@ class HierarchicalAttention(_mixer.Mixer):
             last = slice(-2 * self.options.block_size, None)
             kept = [torch.stack([c[:, :, last] for c in cells], 2) for cells in (keys, values)]
             after = Cells(kept[0], kept[1], start + length)
-        return self.o_proj(y.transpose(1, 2).flatten(2)), after
+        return self.o_proj(y[:, :, -wanted:].transpose(1, 2).flatten(2)), after
 
     def _levels(self, kept: Tensor, new: Tensor, start: int) -> list[Tensor]:
         """Of each level the `kept` cells and, behind them, those that `new` [B, heads, L, f] completes."""

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from baselines.config import FamilyConfig
+from ttt_impl.cpu import linear
 
 State = Any
 Mode = Literal["train", "prefill", "step"]
@@ -56,8 +57,13 @@ class SequenceModel(ABC):
     exact_causality: bool = True
     """Whether no bit of a logit depends on later tokens; where an FFT rounds across time the gate asks in float64."""
 
+    as_it_came: ClassVar[bool] = False
+    """Whether the model is timed with PyTorch's linear layers; every family has those of `ttt_impl.cpu.linear`."""
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        if not self.as_it_came:
+            linear.use(model)
 
     @classmethod
     @abstractmethod
@@ -93,8 +99,9 @@ class SequenceModel(ABC):
     def flops(self, length: int, mode: Mode) -> int:
         """Floating-point operations (2 a multiply-add) of one row.
 
-        `train`: forward and backward of `length` tokens; `prefill`: forward of `length` tokens;
-        `step`: one token after `length` tokens of context.
+        `train`: forward and backward of `length` tokens; `prefill`: forward of `length` tokens, of which the last alone
+        goes through the head and what follows the mixing in the last block; `step`: one token after `length` tokens of
+        context.
         """
 
     def forward(self, input_ids: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class LinearAttention(_mixer.Mixer):
             nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4)
         )
 
-    def forward(self, x: Tensor, state: Sums | None, keep: bool) -> tuple[Tensor, Sums | None]:
+    def forward(self, x: Tensor, state: Sums | None, keep: bool, wanted: int = 0) -> tuple[Tensor, Sums | None]:
         """x [B, L, H]."""
         q, k, v = (
             at_least_float32(proj(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -83,7 +83,7 @@ class LinearAttention(_mixer.Mixer):
         )
         with torch.autocast(x.device.type, enabled=False):
             y, after = self._attend(self.features(q), self.features(k), v, state)
-        y = self.output_norm(y.transpose(1, 2).flatten(2).to(x.dtype))
+        y = self.output_norm(y[:, :, -wanted:].transpose(1, 2).flatten(2).to(x.dtype))
         return self.o_proj(y), after if keep else None
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, state: Sums | None) -> tuple[Tensor, Sums]:

@@ -66,7 +66,7 @@ class LowRankAttention(_mixer.Mixer):
         self.E = nn.Parameter(torch.empty(self.heads, options.rank, options.block))
         self.F = nn.Parameter(torch.empty(self.heads, options.rank, options.block))
 
-    def forward(self, x: Tensor, state: Blocks | None, keep: bool) -> tuple[Tensor, Blocks | None]:
+    def forward(self, x: Tensor, state: Blocks | None, keep: bool, wanted: int = 0) -> tuple[Tensor, Blocks | None]:
         """x [B, L, H]."""
         q, k, v = (
             proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -80,7 +80,7 @@ class LowRankAttention(_mixer.Mixer):
         values = torch.cat([state.values, self._project(v[:, :, :complete], self.F)], 2)
         y = self._attend(q, k, v, keys, values, before)
         after = Blocks(keys, values, k[:, :, complete:], v[:, :, complete:])
-        return self.o_proj(y.transpose(1, 2).flatten(2)), after if keep else None
+        return self.o_proj(y[:, :, -wanted:].transpose(1, 2).flatten(2)), after if keep else None
 
     def _project(self, x: Tensor, projection: Tensor) -> Tensor:
         """Complete blocks [B, heads, n c, f] -> [B, heads, n, r, f]."""

@@ -112,12 +112,17 @@ class Mamba(SequenceModel):
 
         The scan's 7 per state: dt A, exp, (dt x) B, 2 to update h, 2 for C · h. Norms, gates and other work on single
         channels are left out, below one percent. `train` is three forwards, the head at every token; `prefill`
-        has one head, at its last token; `step` costs the same after any context.
+        has head and the last out projection at its last token; `step` costs the same after any context.
         """
         config = self.model.config
         body = config.num_hidden_layers * _mamba_mixer.Mamba.flops(config, config.hidden_size, 1)
         head = 2 * config.hidden_size * config.vocab_size
-        return {"train": 3 * length * (body + head), "prefill": length * body + head, "step": body + head}[mode]
+        after = _mamba_mixer.Mamba.output_flops(config, config.hidden_size)
+        return {
+            "train": 3 * length * (body + head),
+            "prefill": length * body - (length - 1) * after + head,
+            "step": body + head,
+        }[mode]
 
 
 def initialise(model: MambaForCausalLM) -> None:

@@ -130,8 +130,8 @@ class Mamba2(SequenceModel):
     def flops(self, length: int, mode: Mode) -> int:
         """Per token 2 a weight of the projections and the convolution, 2 H V in the head; SSD as `attention_flops`.
 
-        `train` is three forwards, the head at every token; `prefill` has one head, at its last token; `step` costs
-        the same after any context: a chunk of one token.
+        `train` is three forwards, the head at every token; `prefill` has head and the last out projection at its last
+        token; `step` costs the same after any context: a chunk of one token.
         """
         config = self.model.config
         width, inner = config.hidden_size, config.num_heads * config.head_dim
@@ -145,7 +145,7 @@ class Mamba2(SequenceModel):
         head = 2 * width * config.vocab_size
         return {
             "train": 3 * (body(length) + length * head),
-            "prefill": body(length) + head,
+            "prefill": body(length) - (length - 1) * 2 * width * inner + head,
             "step": body(1) + head,
         }[mode]
 

@@ -96,13 +96,13 @@ class Mamba3Mixer(_mixer.Mixer):
         self.D = nn.Parameter(torch.ones(heads))
         self.out_proj = nn.Linear(inner, hidden_size, bias=False)
 
-    def forward(self, x: Tensor, state: State | None, keep: bool) -> tuple[Tensor, State | None]:
+    def forward(self, x: Tensor, state: State | None, keep: bool, wanted: int = 0) -> tuple[Tensor, State | None]:
         """x [B, L, H], on mamba-ssm's kernel where it can take them."""
         inputs = self._inputs(x)
         kernel = kernel_for(x)
         self.kernel_path = "torch-chunks" if kernel is None else "mamba-ssm"
         y, state = self._chunks(inputs, state) if kernel is None else self._fused(kernel, inputs, state)
-        return self.out_proj(y.flatten(2).to(x.dtype)), state if keep else None
+        return self.out_proj(y[:, -wanted:].flatten(2).to(x.dtype)), state if keep else None
 
     def _inputs(self, u: Tensor) -> Inputs:
         z, x, B, C, dt, A, trapezoid, angle = self.in_proj(u).split(self.sizes, dim=-1)
@@ -155,6 +155,11 @@ class Mamba3Mixer(_mixer.Mixer):
         inner, *_, heads, _ = sizes = options.split(hidden_size)
         projections = 2 * length * hidden_size * (sum(sizes) + inner)
         return projections + attention_flops(length, heads, heads, inner // heads, options.state_size)
+
+    @classmethod
+    def output_flops(cls, options: Config, hidden_size: int) -> int:
+        """The projection from all channels."""
+        return 2 * options.expand * hidden_size * hidden_size
 
     def initialise(self) -> None:
         """As mamba-ssm: dt log-uniform in [0.001, 0.1] through the inverse of softplus; biases and D at one."""

@@ -41,11 +41,11 @@ class Cells(_mixer.Mixer):
         self.cells = CELLS[options.cell][0](hidden_size, hidden_size, batch_first=True)
         self.out_proj = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor, state: Any, keep: bool) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any, keep: bool, wanted: int = 0) -> tuple[Tensor, Any]:
         """x [B, L, H]; the state is [B, H], of an LSTM a pair of such."""
         before = None if state is None else _mixer.each_tensor(state, lambda s: s.unsqueeze(0))
         y, after = self.cells(x, before)
-        return self.out_proj(y), _mixer.each_tensor(after, lambda s: s.squeeze(0)) if keep else None
+        return self.out_proj(y[:, -wanted:]), _mixer.each_tensor(after, lambda s: s.squeeze(0)) if keep else None
 
     @classmethod
     def count(cls, options: Config, hidden_size: int) -> int:

@@ -61,7 +61,7 @@ class S4D(_mixer.Mixer):
         for parameter in (self.log_A_real, self.A_imag):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
-    def forward(self, x: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, state: Tensor | None, keep: bool, wanted: int = 0) -> tuple[Tensor, Tensor | None]:
         """x [B, L, H]; the state is complex [B, H, N / 2]."""
         with torch.autocast(x.device.type, enabled=False):
             u = at_least_float32(x).transpose(1, 2)
@@ -70,7 +70,7 @@ class S4D(_mixer.Mixer):
                 y, state = self._step(u[..., 0], log_a, c, state)
             else:
                 y, state = self._pieces(u.contiguous(), log_a, c, state, keep)
-        y = F.gelu(y.transpose(1, 2).to(x.dtype))
+        y = F.gelu(y[..., -wanted:].transpose(1, 2).to(x.dtype))
         return F.glu(self.out_proj(y), -1), state if keep else None
 
     def _discrete(self) -> tuple[Tensor, Tensor]:
@@ -124,6 +124,11 @@ class S4D(_mixer.Mixer):
         pieces = -(-length // size)
         channel = pieces * fft_flops(size, size) + 2 * options.state_size * size * (1 + 2 * (pieces - 1))
         return hidden_size * (4 * length * hidden_size + channel)
+
+    @classmethod
+    def output_flops(cls, options: Config, hidden_size: int) -> int:
+        """The projection to values and gates."""
+        return 4 * hidden_size * hidden_size
 
     @classmethod
     def step_flops(cls, options: Config, hidden_size: int, length: int) -> int:

@@ -76,7 +76,7 @@ class SparseAttention(_mixer.Mixer):
             nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4)
         )
 
-    def forward(self, x: Tensor, state: Cache | None, keep: bool) -> tuple[Tensor, Cache | None]:
+    def forward(self, x: Tensor, state: Cache | None, keep: bool, wanted: int = 0) -> tuple[Tensor, Cache | None]:
         """x [B, L, H]."""
         q, k, v = (
             proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -90,7 +90,7 @@ class SparseAttention(_mixer.Mixer):
         if not self.options.random_blocks:
             last = slice(x.shape[1], None)
             after = after._replace(keys=after.keys[:, :, last], values=after.values[:, :, last])
-        return self.o_proj(y.transpose(1, 2).flatten(2)), after if keep else None
+        return self.o_proj(y[:, :, -wanted:].transpose(1, 2).flatten(2)), after if keep else None
 
     def _empty(self, k: Tensor) -> Cache:
         past = 0 if self.options.random_blocks else self.options.window - 1

@@ -14,14 +14,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
 from baselines._attention import Attention
 from baselines._checkpoint import load_checkpoint
 from baselines._growing_cache import GrowingCache
+from baselines._llama_attention import NAME, use_operators
 from baselines._llama_step import llama_step
 from baselines._precision import widen_norms
 from baselines._swiglu import GatedMLP
+from baselines._wanted import LastRows, wanting
 from baselines.config import BlockConfig, FamilyConfig
 from baselines.interface import Mode, SequenceModel, State
 
@@ -71,6 +73,16 @@ class Config(BlockConfig):
         return (1 if self.tie_embeddings else 2) * vocab_size * width + self.num_layers * layer + width
 
 
+class LastBlock(LlamaDecoderLayer):
+    """transformers' block, for the tokens whose output its attention gives."""
+
+    def forward(self, hidden_states: Tensor, **named: Any) -> Tensor:  # type: ignore[override]
+        """[B, L, H] -> [B, wanted or L, H]."""
+        mixed, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **named)
+        hidden = hidden_states[:, -mixed.shape[1] :] + mixed
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
 class Transformer(SequenceModel):
     """A Llama behind the common interface."""
 
@@ -80,9 +92,12 @@ class Transformer(SequenceModel):
     def __init__(self, model: LlamaForCausalLM) -> None:
         super().__init__(model)
         widen_norms(model, LlamaRMSNorm)
+        use_operators(model)
         for module in model.modules():
             if type(module) is LlamaMLP and model.config.hidden_act == "silu":
                 module.__class__ = GatedMLP
+        last = model.model.layers[-1]
+        last.__class__, last.self_attn.o_proj.__class__ = LastBlock, LastRows
 
     @classmethod
     def build(cls, config: Any, vocab_size: int) -> Self:
@@ -116,25 +131,28 @@ class Transformer(SequenceModel):
         """
         if state is None:
             state = GrowingCache(self.model.config.num_hidden_layers)
-        return super().prefill(input_ids, state, logits_to_keep)
+        with wanting(self.model.model.layers[-1].self_attn.o_proj, logits_to_keep):
+            return super().prefill(input_ids, state, logits_to_keep)
 
     def step(self, input_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """As in `SequenceModel`; with transformers' own attention in PyTorch by the short way."""
-        if self.kernel_path != "sdpa" or torch.is_grad_enabled():
+        if self.model.config._attn_implementation != NAME or torch.is_grad_enabled():
             return self.prefill(input_ids, state)
         return llama_step(self.model, input_ids, state), state
 
     @property
     def kernel_path(self) -> str:
-        """The attention that transformers runs: `sdpa`, `eager`, `flash_attention_2` …"""
-        return str(self.model.config._attn_implementation)
+        """The attention that ran last: `fused-cpu`, or that which transformers runs, `sdpa`, `eager` …"""
+        name = str(self.model.config._attn_implementation)
+        return self.model.model.layers[0].self_attn.kernel_path if name == NAME else name
 
     def flops(self, length: int, mode: Mode) -> int:
         """Per token: 2 a weight of the projections, SwiGLU and head; per pair of query and key: 4 H, for q · k and p v.
 
         A causal model of L tokens has L (L + 1) / 2 such pairs in each layer, the half that it needs of the full
         square; softmax, norms and rotations are left out, below one percent. `train` is three forwards, the head at
-        every token; `prefill` has one head, at its last token; a `step` after L tokens has L + 1 pairs.
+        every token; `prefill` has head and what follows the last attention at its last token; a `step` after L tokens
+        has L + 1 pairs.
         """
         config = self.model.config
         width = config.num_attention_heads * config.head_dim
@@ -142,9 +160,10 @@ class Transformer(SequenceModel):
         weights = config.hidden_size * (2 * width + 2 * keys + 3 * config.intermediate_size)
         token, pair = 2 * config.num_hidden_layers * weights, 4 * config.num_hidden_layers * width
         head = 2 * config.hidden_size * config.vocab_size
+        after = 2 * config.hidden_size * (width + 3 * config.intermediate_size)
         forward = length * token + length * (length + 1) // 2 * pair
         return {
             "train": 3 * (forward + length * head),
-            "prefill": forward + head,
+            "prefill": forward - (length - 1) * after + head,
             "step": token + (length + 1) * pair + head,
         }[mode]

@@ -141,8 +141,9 @@ class TTT(SequenceModel):
         """Per token: 2 a weight of projections, SwiGLU, rates, convolutions and head, and `inner_flops` of every head.
 
         The inner backward is so part of every forward. Scores are counted whole, as they are computed. `train` is three
-        forwards, the head at every token; `prefill` has one head, at its last token; a `step` needs what a token of a
-        sequence needs, averaged over a mini-batch, of which the last token folds the gradients into W.
+        forwards, the head at every token; `prefill` has head and what follows the last inner loop (gate, projection and
+        SwiGLU) at its last token; a `step` needs what a token of a sequence needs, averaged over a mini-batch, of which
+        the last token folds the gradients into W.
         """
         config = self.model.config
         width, heads, f, k = config.hidden_size, config.num_attention_heads, config.head_dim, config.mini_batch_size
@@ -153,4 +154,9 @@ class TTT(SequenceModel):
         weights += config.conv_kernel * width * (2 * config.share_qk + config.pre_conv)
         body = config.num_hidden_layers * (2 * weights + heads * inner)
         head = 2 * width * config.vocab_size
-        return {"train": 3 * length * (body + head), "prefill": length * body + head, "step": body + head}[mode]
+        after = 2 * width * ((1 + config.use_gate) * width + 3 * config.intermediate_size)
+        return {
+            "train": 3 * length * (body + head),
+            "prefill": length * body - (length - 1) * after + head,
+            "step": body + head,
+        }[mode]

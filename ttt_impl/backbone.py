@@ -80,9 +80,9 @@ class Block(GradientCheckpointingLayer):
         self.seq_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, h: Tensor, reading: Reading, state: LayerState | None = None) -> Tensor:
-        """h [B, L, C]."""
+    def forward(self, h: Tensor, reading: Reading, state: LayerState | None = None, wanted: int = 0) -> Tensor:
+        """h [B, L, C] -> the last `wanted` of its tokens (0: all)."""
         if self.conv is not None:
             h = h + self.conv(h, reading, state)
-        h = h + self.seq_modeling_block(self.seq_norm(h), reading, state)
+        h = h[:, -wanted:] + self.seq_modeling_block(self.seq_norm(h), reading, state, wanted)
         return h + self.mlp(self.ffn_norm(h))

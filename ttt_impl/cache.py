@@ -96,8 +96,9 @@ class LayerState:
         past = self.past.get(name)
         if past is None:
             past = x.new_zeros(len(x), count, x.shape[2])
-        joined = torch.cat([past, x], 1).detach()
-        kept = joined[:, max(0, joined.shape[1] - count - self.rewind) :]
+        most = count + self.rewind
+        joined = torch.cat([past, x[:, -most:]], 1).detach()
+        kept = joined[:, max(0, joined.shape[1] - most) :]
         if self.fixed:
             past.copy_(kept)
         else:

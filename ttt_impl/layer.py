@@ -69,12 +69,12 @@ class TTTLayer(nn.Module):
                 if config.inner_bias or name.startswith("W"):
                     self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
-    def forward(self, u: Tensor, reading: Reading, state: LayerState | None = None) -> Tensor:
-        """u [B, L, C]; `state` is read and moved on."""
+    def forward(self, u: Tensor, reading: Reading, state: LayerState | None = None, wanted: int = 0) -> Tensor:
+        """u [B, L, C] -> the last `wanted` outputs (0: all); `state` is read and moved on by all of u."""
         result = self.inner_loop(self.views(u, reading, state), reading, state)
         self.kernel_path, self.why_not_fused = result.path, result.why_not
-        y = result.output.transpose(1, 2).flatten(2).to(u.dtype)
-        return self.o_proj(self._normed(y, self.g_proj(u) if self.config.use_gate else None))
+        y = result.output[:, :, -wanted:].transpose(1, 2).flatten(2).to(u.dtype)
+        return self.o_proj(self._normed(y, self.g_proj(u[:, -wanted:]) if self.config.use_gate else None))
 
     def inner_loop(self, inputs: Inputs, reading: Reading, state: LayerState | None) -> TTTResult:
         """Train and read the learner, from W0 or from `state`."""

@@ -47,9 +47,13 @@ class TTTModel(TTTPreTrainedModel):
         output_hidden_states: bool | None = None,
         cu_seqlens: Tensor | None = None,
         cache_params: TTTCache | None = None,
+        wanted: int = 0,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """input_ids [B, L] -> last_hidden_state [B, L, C]; `cache_params` is the official name of the cache."""
+        """input_ids [B, L] -> last_hidden_state [B, L, C]; `cache_params` is the official name of the cache.
+
+        Of the last `wanted` tokens alone, if it is not 0: what follows the last inner loop is spared the others.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids and inputs_embeds: exactly one of the two must be given")
         h = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -64,12 +68,14 @@ class TTTModel(TTTPreTrainedModel):
             return BaseModelOutputWithPast(last_hidden_state=h, past_key_values=cache)  # type: ignore[arg-type]
         reading = self._reading(h, cache, attention_mask, starts)
         states: list[Tensor] | None = [] if output_hidden_states or self.config.output_hidden_states else None
+        length, last = h.shape[1], len(self.layers) - 1
         for layer, block in enumerate(self.layers):
             if states is not None:
                 states.append(h)
-            h = block(h, reading, None if cache is None else cache.layers[layer])
+            state = None if cache is None else cache.layers[layer]
+            h = block(h, reading, state, wanted if layer == last and states is None else 0)
         if cache is not None:
-            cache.advance(h.shape[1], reading.layout.padding)
+            cache.advance(length, reading.layout.padding)
         h = self.norm(h)
         return BaseModelOutputWithPast(
             last_hidden_state=h,
@@ -147,13 +153,14 @@ class TTTForCausalLM(TTTPreTrainedModel, GenerationMixin):
 
         `labels` [B, L] are shifted here, -100 is ignored, and so is the first token of every packed document.
         """
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache,
             output_hidden_states=output_hidden_states, cu_seqlens=cu_seqlens, cache_params=cache_params,
+            wanted=logits_to_keep if isinstance(logits_to_keep, int) and labels is None else 0,
         )  # fmt: skip
         h = outputs.last_hidden_state
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(h[:, keep])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = None

@@ -16,6 +16,8 @@ from baselines.transformer import Transformer
 class TransformersMamba(Mamba):
     """transformers' Mamba: its loop over the sequence, or the scan of the package mambapy."""
 
+    as_it_came = True
+
     @property
     def kernel_path(self) -> str:
         """Which of its two scans transformers was told to use."""
@@ -24,6 +26,8 @@ class TransformersMamba(Mamba):
 
 class TransformersLlama(Transformer):
     """transformers' Llama with its own norms and its own growing cache."""
+
+    as_it_came = True
 
     def __init__(self, model: transformers.LlamaForCausalLM) -> None:
         SequenceModel.__init__(self, model)

@@ -32,6 +32,7 @@ _SHARED = (
 class OfficialTTT(TTT):
     """The official model behind the common interface; `model` is of a class of the user's file."""
 
+    as_it_came = True
     model: Any
 
     @property

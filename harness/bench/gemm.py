@@ -12,16 +12,16 @@ Product = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class GemmWork:
-    """Every `nn.Linear` of a model on `rows` rows; in training also both products of its gradients.
+    """Every `nn.Linear` of a model on `batch` × `length` rows; in training also both products of its gradients.
 
-    The output layer sees every row in training, the last one otherwise. A turn does it all `repeats` times.
+    In a prefill some see the last token of each sequence alone. A turn does it all `repeats` times.
     """
 
-    def __init__(self, baseline: SequenceModel, rows: int, train: bool, repeats: int = 1) -> None:
+    def __init__(self, baseline: SequenceModel, batch: int, length: int, train: bool, repeats: int = 1) -> None:
         self.train, self.repeats = train, repeats
-        output = baseline.model.get_output_embeddings()
+        late = set() if train or length == 1 else _late(baseline)
         linear = [module for module in baseline.model.modules() if isinstance(module, nn.Linear)]
-        self.products = [_operands(module, rows if train or module is not output else 1) for module in linear]
+        self.products = [_operands(module, batch * (1 if module in late else length)) for module in linear]
         self._work()
 
     @torch.inference_mode()
@@ -38,6 +38,18 @@ class GemmWork:
         start = clock.mark()
         self._work()
         return clock.seconds([start, clock.mark()])
+
+
+@torch.inference_mode()
+def _late(baseline: SequenceModel) -> set[nn.Module]:
+    """The layers that see the last token of a prefill alone."""
+    late: set[nn.Module] = set()
+    linear = [module for module in baseline.model.modules() if isinstance(module, nn.Linear)]
+    hooks = [module.register_forward_hook(lambda m, _, y: late.add(m) if len(y[0]) == 1 else None) for module in linear]
+    baseline.prefill(torch.zeros(1, 2, dtype=torch.long))
+    for hook in hooks:
+        hook.remove()
+    return late
 
 
 def _operands(module: nn.Linear, rows: int) -> Product:

@@ -97,5 +97,5 @@ def scenario(baseline: SequenceModel, case: Case) -> Scenario:
 def gemm(ours: SequenceModel, case: Case) -> GemmWork:
     """The matrix products within the work of a case."""
     if case.work == "decode":
-        return GemmWork(ours, case.batch, train=False, repeats=DECODED)
-    return GemmWork(ours, case.batch * case.length, train=case.work == "train_step")
+        return GemmWork(ours, case.batch, 1, train=False, repeats=DECODED)
+    return GemmWork(ours, case.batch, case.length, train=case.work == "train_step")

@@ -15,6 +15,7 @@ what the operators of a CPU keep; CUDA kernels may keep less.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -163,17 +164,22 @@ def along_length(lengths: Sequence[int], values: Sequence[float], length: int) -
 def _scoring(family: FamilyConfig, vocab_size: int, reads: Sequence[Read], dtype: str = "float32") -> int:
     """Beside the weights, in the batch that takes most: the state of its rows, and a segment on its way.
 
-    The state is that of all layers, what a segment takes is that of the widest moment in one.
+    The state is that of all layers, what a segment takes is that of the widest moment in one, which is neither the
+    first, whose input is the embedding, nor the last, which finishes few tokens.
     """
     cuts, count = parts(family, vocab_size, SEGMENT)
+    if count > 2:
+        depth: int = family.num_layers  # type: ignore[attr-defined]
+        cuts = [*cuts, dataclasses.replace(family, num_layers=3 * depth // count)]  # type: ignore[call-arg]
     models = [with_any_weights(cut, vocab_size) for cut in cuts]
     for model in models:
         torch.nn.Module.to(model.model, getattr(torch, dtype))
     most = 0.0
     for read in extremes(reads):
         size = affordable_length(models[-1], read.length, DIRECT_FLOPS)
-        first, last = (_state_bytes(model, read, size) for model in (models[0], models[-1]))
-        most = max(most, first + (count - 1) * (last - first) + _passing_bytes(models[-1], read, size))
+        states = [_state_bytes(model, read, size) for model in models[:2]]
+        state = states[0] + (count - 1) * (states[-1] - states[0])
+        most = max(most, state + _passing_bytes(models[-1], read, size))
     return round(most)
 
 

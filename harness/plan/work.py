@@ -1,7 +1,7 @@
 """How much is computed: FLOPs and tokens of training and of every convention of scoring, by the family's own formulas.
 
 `SequenceModel.flops` counts a training sequence as three forwards with the head at every token, and a prefill as one
-forward with the head at its last; both together give a forward with any number of scored tokens.
+forward with the head, and what precedes it, at its last; both together give a forward with any number of scored tokens.
 
 Conventions count in bytes (`harness.measure.reading`), and a config's tokens become bytes by the mean of the corpus.
 Where tokens are more than a byte, each is taken to be of the mean size in its document: exact in bytes, else nearly so.
@@ -153,8 +153,8 @@ def _forward(baseline: SequenceModel, length: int, targets: int) -> int:
 
 def blocks_flops(baseline: SequenceModel, length: int) -> int:
     """FLOPs of a forward of `length` tokens without the head, which activation checkpointing computes twice."""
-    prefill, whole = baseline.flops(length, "prefill"), baseline.flops(length, "train") // 3
-    return whole - length * (whole - prefill) // max(1, length - 1)
+    head = 2 * baseline.model.config.hidden_size * baseline.vocab_size
+    return baseline.flops(length, "train") // 3 - length * head
 
 
 def scoring_reads(config: RunConfig, test: HeldOut, limit: int | None = None) -> Counter[Read]:

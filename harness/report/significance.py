@@ -20,6 +20,8 @@ from harness.statistics import Estimate
 
 FEW_ROWS = 24
 """Longer tables are folded on the page."""
+ROUNDING = 1e-6
+"""Nats: a smaller change of a float32 loss is rounding, however certain its sign."""
 
 
 def significance(run: Run, curves: Curves) -> Table | None:
@@ -104,9 +106,9 @@ def context_gain(run: Run, contexts: Contexts) -> Table | None:
 
 
 def _verdict(change: Interval) -> str:
-    if change.high < 0:
+    if change.high < -ROUNDING:
         return "helps"
-    return "hurts" if change.low > 0 else "no certain change"
+    return "hurts" if change.low > ROUNDING else "no certain change"
 
 
 def conventions(run: Run, curves: Curves) -> Table | None:

@@ -11,11 +11,13 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from baselines import _growing_cache
+from baselines._causal_attention import SOURCE
 from baselines._growing_cache import RESERVE, GrowingCache
 from baselines.config import SizeConfig, fit_to_size
 from baselines.transformer import Config, Transformer
 from tests.baselines import checks
 from tests.baselines.checks import VOCAB, tokens
+from ttt_impl.cpu.build import library
 
 CONFIG = Config(hidden_size=24, num_layers=2, head_dim=6, intermediate_size=40)
 
@@ -30,7 +32,8 @@ def model(request: pytest.FixtureRequest) -> Transformer:
 
 
 def test_logits_and_gradients_are_those_of_transformers(model: Transformer) -> None:
-    stock = LlamaForCausalLM(model.model.config)
+    stock = LlamaForCausalLM(LlamaConfig(**model.model.config.to_dict()))
+    assert stock.config._attn_implementation == "sdpa"
     stock.load_state_dict(model.model.state_dict())
     ids, found = tokens(2, 33), []
     for llama in (model.model, stock):
@@ -116,12 +119,42 @@ def test_impossible_options_are_refused(options: dict[str, int]) -> None:
 def test_flops_are_what_torch_counts_less_the_pairs_that_the_mask_hides(model: Transformer) -> None:
     eager = checks.disturb(Transformer(copy.deepcopy(model.model)))
     eager.model.set_attn_implementation("eager")
-    assert (model.kernel_path, eager.kernel_path) == ("sdpa", "eager")
+    assert eager.kernel_path == "eager"
     length = 19
     counted, hidden = checks.counted_flops(eager, length), 4 * 24 * 2 * (length * (length - 1) // 2)
     seen = {"train": counted["train"] - 3 * hidden, "prefill": counted["prefill"] - hidden, "step": counted["step"]}
     for mode, flops in seen.items():  # transformers before 5.23 makes the rotary angles by a product, 2e-4 of the whole
         assert eager.flops(length, mode) == pytest.approx(flops, rel=3e-4)
+
+
+@torch.no_grad()
+def test_the_kernel_path_is_the_attention_that_ran(model: Transformer) -> None:
+    ids = tokens(2, 20)
+    _, state = model.prefill(ids)
+    assert model.kernel_path == ("fused-cpu" if library(SOURCE) else "sdpa")
+    model.step(ids[:, :1], state)
+    assert model.kernel_path == "sdpa"
+    with torch.autocast("cpu", torch.bfloat16):
+        model.forward(ids)
+    assert model.kernel_path == "sdpa"
+
+
+@torch.no_grad()
+def test_padding_and_tokens_after_a_cache_are_masked_as_in_transformers(model: Transformer) -> None:
+    stock = LlamaForCausalLM(LlamaConfig(**model.model.config.to_dict())).eval()
+    stock.load_state_dict(model.model.state_dict())
+    ids, padding = tokens(2, 30), torch.ones(2, 30, dtype=torch.long)
+    padding[0, :4] = 0
+    found = []
+    for llama in (model.model, stock):
+        padded = llama(ids, attention_mask=padding).logits[:, 4:]
+        cache = DynamicCache(config=llama.config)
+        llama(ids[:, :12], past_key_values=cache, attention_mask=padding[:, :12])
+        more = llama(ids[:, 12:], past_key_values=cache, attention_mask=padding).logits
+        cache = DynamicCache(config=llama.config)
+        llama(ids[:, :12], past_key_values=cache)
+        found.append((padded, more, llama(ids[:, 12:], past_key_values=cache).logits))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()

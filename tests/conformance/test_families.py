@@ -6,10 +6,12 @@ import copy
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from baselines.config import FamilyConfig, SizeConfig, Unsupported, fit_to_size
@@ -18,6 +20,7 @@ from baselines.registry import families, find
 from harness.config_errors import CONF
 from harness.gate import run_gate
 from harness.train.engine import blocks, recompute_blocks
+from ttt_impl.cpu.linear import Linear
 
 MODELS = sorted((CONF / "model").glob("*.yaml"))
 TINY = SizeConfig(parameters=60_000, tolerance=0.05, hidden_size=32, num_layers=2, head_dim=16)
@@ -71,6 +74,11 @@ def test_every_family_has_a_yaml() -> None:
 
 def test_the_parameter_formula_counts_what_is_built(sized: FamilyConfig, baseline: SequenceModel) -> None:
     assert sized.parameters(VOCAB) == sum(p.numel() for p in baseline.model.parameters())
+
+
+def test_no_family_has_slower_linear_layers(baseline: SequenceModel) -> None:
+    found = [module for module in baseline.model.modules() if isinstance(module, nn.Linear)]
+    assert all(isinstance(module, Linear) for module in found)
 
 
 def test_no_parameter_keeps_what_lay_in_memory(sized: FamilyConfig) -> None:
@@ -162,6 +170,27 @@ def test_score_is_bounded_pieces_of_one_pass(baseline: SequenceModel) -> None:
     ids = torch.randint(VOCAB, (2, 50))
     assert torch.allclose(baseline.score(ids, segment=7), baseline.score(ids, segment=1000), atol=1e-4)
     assert baseline.score(ids).shape == (2, 49)
+
+
+@torch.no_grad()
+def test_a_prefill_finishes_the_wanted_tokens_alone(baseline: SequenceModel) -> None:
+    """Its logits, and those of a step after it, are those of a prefill that gives all."""
+    ids, sizes = torch.randint(VOCAB, (2, 38)), list[int]()
+    whole, state = baseline.prefill(ids[:, :37], logits_to_keep=0)
+    after, _ = baseline.step(ids[:, 37:], state)
+
+    def look(_: nn.Module, __: object, output: Any) -> None:
+        sizes.append((output if isinstance(output, torch.Tensor) else output[0]).shape[1])
+
+    for wanted in (1, 5, 40):
+        hook = blocks(baseline.model)[-1].register_forward_hook(look)
+        logits, state = baseline.prefill(ids[:, :37], logits_to_keep=wanted)
+        hook.remove()
+        assert torch.allclose(logits, whole[:, -wanted:], atol=1e-5)
+        assert torch.allclose(baseline.step(ids[:, 37:], state)[0], after, atol=1e-5)
+    assert sizes == [1, 5, 37]
+    states = baseline.model(ids, use_cache=True, logits_to_keep=1, output_hidden_states=True).hidden_states or ()
+    assert all(hidden.shape[:2] == ids.shape for hidden in states)
 
 
 def test_state_bytes_grow_as_attention_or_not_at_all(baseline: SequenceModel) -> None:

@@ -21,6 +21,7 @@ from harness.bench.same import gradient_difference, logits_difference
 from harness.measure.clock import Clock, CpuClock
 from harness.records import Benchmark, Record, RecordStore
 from harness.statistics import median_interval
+from ttt_impl.cpu.linear import Linear
 
 TINY = SizeConfig(parameters=60_000, tolerance=0.05, hidden_size=32, num_layers=2, head_dim=16)
 OFFICIAL = """
@@ -104,10 +105,13 @@ def test_the_median_s_interval_holds_the_median() -> None:
 
 def test_gemms_are_those_of_every_linear_layer(tiny: None) -> None:
     model = build("transformer-2m")
-    weights = sum(m.weight.numel() for m in model.model.modules() if isinstance(m, nn.Linear))
-    head = model.model.get_output_embeddings().weight.numel()
-    for train, multiplied in ((True, 10 * weights), (False, 10 * (weights - head) + head)):
-        work = GemmWork(model, 10, train=train)
+    linear = [m for m in model.model.modules() if isinstance(m, nn.Linear)]
+    last, weights = model.model.model.layers[-1], sum(m.weight.numel() for m in linear)
+    late = [model.model.lm_head, last.self_attn.o_proj, *(m for m in last.mlp.modules() if m in linear)]
+    spared = 8 * sum(m.weight.numel() for m in late)
+    assert len(late) == 5
+    for train, multiplied in ((True, 10 * weights), (False, 10 * weights - spared)):
+        work = GemmWork(model, 2, 5, train=train)
         assert sum(len(x) * weight.numel() for x, weight, *_ in work.products) == multiplied
         x, weight, y, grad_x, grad_weight = work.products[0]
         torch.testing.assert_close(y, x @ weight.T)
@@ -121,6 +125,7 @@ def test_gemms_are_those_of_every_linear_layer(tiny: None) -> None:
 def test_transformers_models_compute_the_same(name: str, tiny: None) -> None:
     ours = build(name)
     rival = (transformers_mamba if name == "mamba-2m" else transformers_llama)(ours)
+    assert not any(isinstance(module, Linear) for module in rival.model.modules())
     assert rival.model is not ours.model
     assert all(logits_difference(ours, rival, work) < 1e-5 for work in ("train_step", "prefill", "decode"))
     assert gradient_difference(ours, rival) < 1e-4

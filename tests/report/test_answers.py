@@ -14,8 +14,9 @@ from harness.report.benchmarks import benchmarks
 from harness.report.collect import Run, collect
 from harness.report.contexts import Contexts
 from harness.report.curves import Curves
+from harness.report.formats import Interval
 from harness.report.recall import Recall, recall
-from harness.report.significance import context_gain, conventions, significance
+from harness.report.significance import _verdict, context_gain, conventions, significance
 from harness.report.summary import headlines
 from harness.report.tables import Table
 from tests.report.sample import CONTEXTS, MAX_LENGTH, MODELS, build
@@ -56,6 +57,11 @@ def test_what_context_is_worth_is_a_paired_difference_with_a_verdict(run: Run) -
     assert row(table, model="transformer")["verdict"] == "hurts"
     assert mamba["verdict"] == "helps"
     assert row(table, model="3-gram")["verdict"] == "no certain change"
+
+
+@pytest.mark.parametrize(("change", "verdict"), [(1e-8, "no certain change"), (1e-5, "hurts"), (-1e-5, "helps")])
+def test_rounding_neither_helps_nor_hurts(change: float, verdict: str) -> None:
+    assert _verdict(Interval(change, *sorted((0.9 * change, 1.1 * change)))) == verdict
 
 
 def test_every_pair_is_compared_once_a_context_and_the_better_one_named(run: Run) -> None:

@@ -46,8 +46,6 @@ INLINE void rows_of_blocks(
 __attribute__((noinline)) inline void product(
     float *c, long ldc, Left a, const float *b, long ldb, int rows, int inner, int width, float scale, bool add) {
     int v = 0;
-    for (; v + 4 * LANES <= width; v += 4 * LANES)
-        rows_of_blocks<4, 4>(c + v, ldc, a, b + v, ldb, rows, inner, scale, add);
     for (; v + 2 * LANES <= width; v += 2 * LANES)
         rows_of_blocks<8, 2>(c + v, ldc, a, b + v, ldb, rows, inner, scale, add);
     for (; v < width; v += LANES) rows_of_blocks<8, 1>(c + v, ldc, a, b + v, ldb, rows, inner, scale, add);
