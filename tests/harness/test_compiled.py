@@ -23,7 +23,7 @@ from harness.measure.scenarios import TrainStepScenario
 from harness.run import check_compile
 from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
-from harness.train.engine import AsTrained
+from harness.train.engine import AsTrained, blocks
 from harness.train.loop import loss_of
 from tests.harness.peers import SIZE, train
 
@@ -55,13 +55,13 @@ def test_equal_blocks_share_their_code_and_keep_it_where_activations_are_compute
 ) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    family = find("transformer")
-    model = family.build(fit_to_size("transformer", family.Config("transformer"), SIZE, 256), 256).model.train()
+    family, size = find("transformer"), dataclasses.replace(SIZE, parameters=50_000, num_layers=4)
+    model = family.build(fit_to_size("transformer", family.Config("transformer"), size, 256), 256).model.train()
     windows, gradients = torch.randint(256, (2, 17)), []
     for runtime in (RuntimeConfig(), RuntimeConfig(compile=True, activation_checkpointing=True)):
         with AsTrained(model, runtime), caplog.at_level(logging.WARNING):
             gradients.append(torch.autograd.grad(loss_of(model, windows), list(model.parameters())))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len({type(block) for block in blocks(model)}) < 4
     assert not caplog.records
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
