@@ -19,7 +19,7 @@ def test_a_compiled_inner_loop_has_the_same_gradients(kind: str, path: str) -> N
     def by(path: str) -> Callable[..., Tensor]:
         return lambda *given: run(Inputs(*given[:7]), tuple(given[7:]), path=path).output
 
-    for output in (by("scan"), torch.compile(by(path), fullgraph=path == "scan", backend="eager")):
+    for output in (by(path), torch.compile(by(path), fullgraph=path == "scan", backend="eager")):
         y = output(*leaves)
         found.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
