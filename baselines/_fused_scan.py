@@ -43,6 +43,7 @@ class Gradients(Structure):
     )
 
 
+@torch.compiler.disable
 def fused_scan(
     x: Tensor, dt: Tensor, bias: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from baselines._series import Series, fits, operator, series, with_channels_toge
 SOURCE = Path(__file__).with_name("_linear_recurrence.cpp")
 
 
+@torch.compiler.disable
 def linear_recurrence(a: Tensor, b: Tensor, state: Tensor | None = None) -> Tensor:
     """All h [B, L, ...] of `b` [B, L, ...] and of `a`, broadcast to b's shape, after `state` [B, ...] or zero.
 

@@ -36,6 +36,7 @@ LEAST_EXPONENT = -115.0
 """2^-115 = 2e-35 forgets as well as zero does; from -126 on exp2 underflows, which is 100 times slower."""
 
 
+@torch.compiler.disable
 def selective_scan(
     x: Tensor,
     dt: Tensor,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttt_impl.cpu.build import library
+from ttt_impl.cpu.build import available, library
 
 
 class Series(Structure):
@@ -40,4 +40,4 @@ def operator(source: Path, name: str, result: type | None = None) -> Callable[..
 
 def fits(x: Tensor, source: Path) -> bool:
     """Whether the operators of `source` take `x`: on a CPU, in float32 or less, and a compiler was found."""
-    return x.device.type == "cpu" and x.dtype != torch.float64 and library(source) is not None
+    return x.device.type == "cpu" and x.dtype != torch.float64 and available(source)

@@ -224,6 +224,7 @@ class Comparison:
         values = outcome.value
         kind = {"obtain": Loaded.kind if self._loads(name) else Training.kind}.get(step, step)
         row = self.record(name, self.family(name), kind, values, self.conditions(name))
+        row.conditions.compile = isinstance(values, Training) and values.compile
         row.status, row.message = outcome.status, outcome.message
         if isinstance(values, Gate) and values.failed:
             row.status, row.message = "failed", "gate: " + "; ".join(map(str, values.failed))

@@ -68,6 +68,8 @@ class RunConfig:
             del plain[key]
         for key in ("workers", "engine", "micro_batch", "activation_checkpointing"):
             del plain["runtime"][key]
+        if not self.runtime.compile:  # other machine code, and so other timings, which are not mixed in a folder
+            del plain["runtime"]["compile"]
         del plain["data"]["processes"]
         return plain
 

@@ -40,7 +40,8 @@ The same command again continues an interrupted run. Groups, chosen as group=opt
 FOOTER = """
 Single values: seed, name, output (where results go), folder (a run folder of your own choice), tasks (of lm-eval),
 allow_unlike (keys in which models may differ and still be drawn side by side, marked with a dagger: device, dtype,
-threads, compile, processor, data_hash, training_tokens, training_length, scored_bytes, seeds),
+threads, compile, micro_batch, activation_checkpointing, processor, data_hash, training_tokens, training_length,
+scored_bytes, seeds),
 reference (numbers of a paper to draw beside ours: a file of results/reference such as ttt_table1, one result of it such
 as ttt_plots.figure_10_pile_8k, or a YAML file of your own).
 `--cfg job` shows every key; a key is overridden by its path: measure.repeats=20.

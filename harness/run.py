@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import re
 import socket
@@ -48,6 +49,7 @@ def run(config: RunConfig) -> int:
     started = time.perf_counter()
     console = Console()
     device = resolve_device(config)
+    check_compile(config, device)
     tokens = tokenised(config.data, Path(config.output), console)
     check_lengths(config, tokens)
     check_tokens(config, tokens)
@@ -84,6 +86,21 @@ def resolve_device(config: RunConfig) -> str:
     if config.runtime.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.runtime.device
+
+
+def check_compile(config: RunConfig, device: str) -> None:
+    """ValueError if torch.compile is asked for and has nothing here that it makes machine code with."""
+    if not config.runtime.compile:
+        return
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ValueError("runtime.compile=true needs triton on a GPU: pip install triton; or choose false")
+    if device == "cpu":
+        from ttt_impl.cpu.build import BuildError, compiler
+
+        try:
+            compiler()
+        except BuildError as error:
+            raise ValueError(f"runtime.compile=true: {error}; install one or choose false") from None
 
 
 def check_tokens(config: RunConfig, tokens: TokenStore) -> None:

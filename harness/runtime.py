@@ -17,9 +17,10 @@ class RuntimeConfig:
     `threads` CPU threads a model process; `workers` model processes that train, gate and score at the same time (None:
     as many as the cores allow on a CPU, one on a GPU). Timings never overlap, whatever `workers` is.
 
-    The last three say how a model is trained, and change its results by rounding alone (`harness.train.engine`):
+    The last four say how a model is trained, and change its results by rounding alone (`harness.train.engine`):
     `engine`, how the processes of torchrun share it; `micro_batch`, the sequences that a device reads at a time (None:
-    all of its share of the recipe's batch); `activation_checkpointing`, whether activations are kept or computed twice.
+    all of its share of the recipe's batch); `activation_checkpointing`, whether activations are kept or computed twice;
+    `compile`, whether torch.compile makes the code of its blocks.
     """
 
     device: str = "auto"
@@ -29,6 +30,7 @@ class RuntimeConfig:
     engine: str = "ddp"
     micro_batch: int | None = None
     activation_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -22,6 +21,7 @@ from baselines.encoding import tokens_of
 from baselines.interface import Encoded, SequenceModel, bytes_as_tokens
 from baselines.registry import find
 from harness.data.ngram import NGram
+from harness.data.tokenizer import load_tokenizer
 from harness.data.tokens import TokenDocument, TokenStore
 from harness.gate import run_gate
 from harness.jobs import Job, Shape
@@ -49,7 +49,7 @@ from harness.records import (
     Window,
 )
 from harness.train.checkpoint import finished_training
-from harness.train.loop import Progress
+from harness.train.loop import Progress, cpu_time
 from harness.train.task import train_to_checkpoint
 
 
@@ -124,8 +124,8 @@ class Session(ABC):
         """The implementation that the last task ran on."""
 
     def cpu_seconds(self) -> float:
-        """CPU time that this process has used."""
-        return time.process_time()
+        """CPU time that this process and the compilers that it ran have used."""
+        return cpu_time()
 
 
 class FloorSession(Session):
@@ -158,10 +158,8 @@ class ModelSession(Session):
         model_class = find(self.family.family)
         if self.family.checkpoint:
             self._take(model_class.load(self.family))
-            if self.baseline.tokenizer is None and self.baseline.vocab_size != self.tokens.vocab_size:
-                raise ValueError(
-                    f"its vocabulary has {self.baseline.vocab_size} tokens, the corpus' {self.tokens.vocab_size}"
-                )
+            if self.baseline.tokenizer is None:
+                self._require_tokens_of_corpus(Path(self.family.checkpoint, "tokenizer.json"))
             parameters, limit = self.baseline.model.num_parameters(), self.baseline.context_limit
             return Loaded(parameters, str(self.family.checkpoint), limit)
         finished = finished_training(self.job.checkpoint)
@@ -170,17 +168,22 @@ class ModelSession(Session):
         self._take(model_class.load(dataclasses.replace(self.family, checkpoint=str(self.job.checkpoint))))
         return finished
 
+    def _require_tokens_of_corpus(self, tokenizer: Path) -> None:
+        """ValueError if the loaded model knows other tokens, by number or by the tokenizer beside it."""
+        known, given = self.baseline.vocab_size, self.tokens.vocab_size
+        if known != given:
+            raise ValueError(f"its vocabulary has {known} tokens, the corpus' {given}")
+        if tokenizer.exists() and load_tokenizer(str(tokenizer)).get_vocab() != self._tokenizer.get_vocab():
+            raise ValueError(f"it was trained on other tokens than the corpus': choose data.tokenizer={tokenizer}")
+
     def training_cost(self) -> float:
         """CPU seconds that training will take, by one step of a model that is thrown away."""
         baseline = find(self.family.family).build(self.family, self.tokens.vocab_size)
         torch.nn.Module.to(baseline.model, self.job.device)
-        step = TrainStepScenario(baseline, self.job.device, self.config.train, self._autocast)
+        plain = dataclasses.replace(self.config.runtime, compile=False)  # compiling would outlast what it is to tell
+        step = TrainStepScenario(baseline, self.job.device, self.config.train, plain)
         step.prepare()
         return self.config.train.steps * sum(step.turn(CpuClock()))
-
-    @property
-    def _autocast(self) -> bool:
-        return self.config.runtime.dtype == "bfloat16"
 
     def train_length(self) -> int | None:
         """The recipe's length, or what a loaded checkpoint of ours says."""

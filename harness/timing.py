@@ -12,7 +12,7 @@ import os
 from harness.comparison import Comparison
 from harness.jobs import Shape, shapes
 from harness.neighbours import Neighbours, free_cores
-from harness.records import Gate
+from harness.records import Gate, TrainStep
 from harness.worker import Outcome
 
 
@@ -118,6 +118,7 @@ class Timing:
         """A row of what came out; `loads` are the load averages before and after and what others used meanwhile."""
         comparison = self.comparison
         conditions = comparison.conditions(name)
+        conditions.compile = shape.kind == TrainStep.kind and self.config.runtime.compile
         conditions.load_average, conditions.load_average_after, conditions.others_load = loads
         row = comparison.record(name, comparison.family(name), shape.kind, outcome.value, conditions)
         row.status, row.message = outcome.status, outcome.message

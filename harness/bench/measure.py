@@ -21,6 +21,7 @@ from harness.bench.same import (
 from harness.measure.clock import CpuClock
 from harness.measure.scenarios import DecodeScenario, PrefillScenario, Scenario, TrainStepScenario
 from harness.records import Benchmark
+from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
 
 DECODED = 32
@@ -90,7 +91,7 @@ def scenario(baseline: SequenceModel, case: Case) -> Scenario:
     if case.work == "decode":
         return DecodeScenario(baseline, "cpu", case.batch, case.length, DECODED)
     recipe = TrainConfig(tokens=case.batch * case.length, length=case.length, batch_size=case.batch)
-    return TrainStepScenario(baseline, "cpu", recipe, autocast=False)
+    return TrainStepScenario(baseline, "cpu", recipe, RuntimeConfig())
 
 
 def gemm(ours: SequenceModel, case: Case) -> GemmWork:

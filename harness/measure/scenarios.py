@@ -20,7 +20,9 @@ from harness.measure.drift import drift, trend_p
 from harness.measure.energy import GoOn
 from harness.measure.memory import peak_bytes
 from harness.records import Decode, FirstToken, Prefill, Timed, TrainStep
+from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
+from harness.train.engine import AsTrained, shares
 from harness.train.loop import loss_of, make_optimizer
 
 
@@ -180,15 +182,16 @@ class DecodeScenario(Scenario):
 
 
 class TrainStepScenario(Scenario):
-    """Forward, backward and optimiser step of batch × length tokens, on a copy of the weights' own optimiser."""
+    """Forward, backward and optimiser step of batch × length tokens, by one process as `runtime` has it train."""
 
-    def __init__(self, baseline: SequenceModel, device: str, config: TrainConfig, autocast: bool) -> None:
+    def __init__(self, baseline: SequenceModel, device: str, config: TrainConfig, runtime: RuntimeConfig) -> None:
         super().__init__(baseline, device, config.batch_size, config.length)
-        self.config, self.autocast = config, autocast
+        self.config, self.runtime = config, runtime
+        self.as_trained = AsTrained(baseline.model, runtime)
 
     def prepare(self) -> None:
-        """One step, which allocates gradients and moments. The rate is zero, so the weights stay."""
-        self.windows = self.random_ids(self.length + 1)
+        """One step, which compiles, and allocates gradients and moments. The rate is zero, so the weights stay."""
+        self.parts = shares(self.random_ids(self.length + 1), 0, 1, self.runtime.micro_batch)
         self.optimizer = make_optimizer(self.baseline.model, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
@@ -201,9 +204,11 @@ class TrainStepScenario(Scenario):
 
     def _work(self) -> None:
         self.baseline.model.train()
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
-            loss = loss_of(self.baseline.model, self.windows)
-        loss.backward()
+        with self.as_trained:
+            for windows, weight in self.parts:
+                with torch.autocast(self.device, torch.bfloat16, enabled=self.runtime.dtype == "bfloat16"):
+                    loss = weight * loss_of(self.baseline.model, windows)
+                loss.backward()
         torch.nn.utils.clip_grad_norm_(self.baseline.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -212,4 +217,5 @@ class TrainStepScenario(Scenario):
     def row(self, seconds: list[float]) -> TrainStep:
         """Training at the recipe's batch and length."""
         flops = self.batch * self.baseline.flops(self.length, "train")
-        return TrainStep(self.batch, self.length, seconds, self.peak, flops)
+        how = self.runtime.micro_batch, self.runtime.activation_checkpointing
+        return TrainStep(self.batch, self.length, seconds, self.peak, flops, *how)

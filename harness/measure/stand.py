@@ -47,8 +47,7 @@ class Stand:
         """A scenario that is not prepared yet; Unsupported where it asks for more tokens than the model takes."""
         decoded = self.config.measure.decode_tokens
         if shape.kind == TrainStep.kind:
-            autocast = self.config.runtime.dtype == "bfloat16"
-            return TrainStepScenario(self.baseline, self.device, self.config.train, autocast)
+            return TrainStepScenario(self.baseline, self.device, self.config.train, self.config.runtime)
         if shape.kind == Decode.kind:
             require_within_limit(self.measured, shape.length + decoded)
             return DecodeScenario(self.measured, self.device, shape.batch, shape.length, decoded)

@@ -119,17 +119,18 @@ def _step_bytes(plan: Plan, model: ModelPlan) -> int:
     from harness.plan.shrink import with_weights
 
     baseline = with_weights(model.family, plan.corpus.vocab_size)
-    scenario = TrainStepScenario(baseline, "cpu", plan.config.train, plan.config.runtime.dtype == "bfloat16")
+    scenario = TrainStepScenario(baseline, "cpu", plan.config.train, plan.config.runtime)
     scenario.prepare()
     return allocated(lambda: scenario.take_turn(CpuClock()))
 
 
 def _scoring_seconds(plan: Plan, model: ModelPlan) -> float:
     """CPU seconds of every convention, of the model that the run has trained."""
+    from harness.data.tokens import TokenStore
     from harness.jobs import Job
     from harness.session import ModelSession
 
-    (tokens,) = Path(plan.config.output, "tokens").iterdir()
+    tokens = TokenStore.build(plan.config.data, Path(plan.config.output)).folder
     session = ModelSession(Job(model.name, 0, model.family, plan.config, "cpu", tokens), lambda told: None)
     session.obtain()
     start = time.process_time()

@@ -17,7 +17,7 @@ from harness.plan.memory import BYTES, Memory, memory_of
 from harness.plan.missing import missing, short_of
 from harness.plan.pace import Pace, pace_of, wall_seconds
 from harness.plan.shrink import of_checkpoint, without_weights
-from harness.plan.work import Work, work_of
+from harness.plan.work import Work, timing_seconds, work_of
 from harness.run import resolve_device, sized_models
 
 NLL_BYTES = 6
@@ -73,6 +73,11 @@ class Plan:
         return self.config.runtime.concurrency(self.device)
 
     @property
+    def here(self) -> bool:
+        """Whether this machine has the device."""
+        return self.device == "cpu" or torch.cuda.is_available()
+
+    @property
     def disk(self) -> int:
         """Bytes at the most: what is kept of every run, the resume states of one, the tokens."""
         return disk_of(self.models, self.runs, self.places) + self.corpus.stored
@@ -82,6 +87,19 @@ class Plan:
         peak = NAMED[hardware].flops[self.config.runtime.dtype]
         return flops / (peak * self.options.utilisation) / 3600
 
+    def timing_hours(self, hardware: str) -> float:
+        """Hours of all timings there, at the least: single tokens reach no such share of the peak."""
+        turns = [
+            (self.hours(hardware, turn), self.hours(hardware, warm))
+            for model in self.models
+            for _, turn, warm in model.work.timed
+        ]
+        return self.runs * timing_seconds(self.config.measure, [(3600 * a, 3600 * b) for a, b in turns]) / 3600
+
+    def timing_here(self) -> float:
+        """Seconds of all timings on this machine, of the models that were timed."""
+        return self.runs * sum(model.pace.timing for model in self.models if model.pace)
+
     def wall_here(self) -> float | None:
         """Seconds until all is done on this machine, with nothing else to do; None where a model was not timed."""
         paces = [model.pace for model in self.models if not model.problem]
@@ -90,7 +108,7 @@ class Plan:
             return None
         threads = 1 if self.device == "cuda" else self.config.runtime.threads
         together = wall_seconds([(pace.training + pace.scoring) / threads for pace in known], self.places)
-        return self.runs * (together + sum(pace.timing for pace in known))
+        return self.runs * together + self.timing_here()
 
 
 def make_plan(config: RunConfig, options: PlanOptions) -> Plan:

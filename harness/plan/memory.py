@@ -24,8 +24,8 @@ import torch
 
 from baselines.config import FamilyConfig
 from baselines.interface import SequenceModel
-from harness.plan.live import scoring_bytes, training_bytes, training_changes
-from harness.plan.shrink import affordable_length, parts, with_weights, without_weights
+from harness.plan.live import NoProducts, scoring_bytes, training_bytes, training_changes
+from harness.plan.shrink import affordable_length, parts, with_any_weights, without_weights
 from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
 from harness.train.engine import recompute_blocks
@@ -119,7 +119,7 @@ def activation_bytes(
 
 
 def _to_train(family: FamilyConfig, vocab_size: int, recompute: bool) -> SequenceModel:
-    baseline = with_weights(family, vocab_size)
+    baseline = with_any_weights(family, vocab_size)
     if recompute:
         recompute_blocks(baseline.model)
     return baseline
@@ -171,7 +171,7 @@ def _scoring(family: FamilyConfig, vocab_size: int, reads: Sequence[Read], dtype
     if count > 2:
         depth: int = family.num_layers  # type: ignore[attr-defined]
         cuts = [*cuts, dataclasses.replace(family, num_layers=3 * depth // count)]  # type: ignore[call-arg]
-    models = [with_weights(cut, vocab_size) for cut in cuts]
+    models = [with_any_weights(cut, vocab_size) for cut in cuts]
     for model in models:
         torch.nn.Module.to(model.model, getattr(torch, dtype))
     most = 0.0
@@ -214,7 +214,7 @@ def _passing(baseline: SequenceModel, rows: int, length: int, targets: int) -> i
     return scoring_bytes(baseline, rows, length, min(targets, length)) - rows * _state(baseline, length)
 
 
-@torch.inference_mode()
 def _state(baseline: SequenceModel, length: int) -> int:
     """Bytes of the state of one row after `length` tokens."""
-    return baseline.state_bytes(baseline.prefill(torch.zeros(1, length, dtype=torch.long))[1])
+    with torch.no_grad(), NoProducts():
+        return baseline.state_bytes(baseline.prefill(torch.zeros(1, length, dtype=torch.long))[1])

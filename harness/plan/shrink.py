@@ -7,10 +7,12 @@ and seconds do too: a model of one such part and one of two say what all of them
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from baselines.config import FamilyConfig
@@ -19,6 +21,9 @@ from baselines.registry import find
 
 BLOCK = 64
 """Lengths are multiples of this: families that work by chunks pad to them."""
+
+
+DRAWS = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
 
 
 def without_weights(family: FamilyConfig, vocab_size: int) -> SequenceModel:
@@ -45,6 +50,22 @@ def of_checkpoint(family: FamilyConfig) -> SequenceModel:
 def with_weights(family: FamilyConfig, vocab_size: int) -> SequenceModel:
     """The model, freshly initialised on the CPU."""
     return find(family.family).build(family, vocab_size)
+
+
+def with_any_weights(family: FamilyConfig, vocab_size: int) -> SequenceModel:
+    """The model with memory of its own and whatever stands there: enough to count bytes, and there at once."""
+    with NoDraws():
+        return with_weights(family, vocab_size)
+
+
+class NoDraws(TorchDispatchMode):
+    """Leaves tensors as they are where random numbers would be drawn into them."""
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, unless it draws."""
+        return args[0] if func in DRAWS else func(*args, **(kwargs or {}))
 
 
 def parts(family: FamilyConfig, vocab_size: int, length: int) -> tuple[list[FamilyConfig], int]:

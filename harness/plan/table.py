@@ -86,10 +86,14 @@ def _time(plan: Plan) -> Table:
     for model in _planned(plan):
         hours = [_fits(plan, model, name) for name in named]
         table.add_row(model.name, *hours, *([_here(plan, model)] if here else []))
+    if plan.config.measure.timing:
+        last = [duration(plan.timing_here())] if here else []
+        table.add_row("timings, one at a time", *(_hours(plan.timing_hours(name)) for name in named), *last)
     flops = plan.runs * sum(model.work.flops for model in _planned(plan))
     wall = plan.wall_here()
     last = [f"{duration(wall)} by the clock" if wall is not None else "?"] if here else []
-    table.add_row(ALL, *(_hours(plan.hours(name, flops)) for name in named), *last)
+    timing = {name: plan.timing_hours(name) for name in named}
+    table.add_row(ALL, *(_hours(plan.hours(name, flops) + timing[name]) for name in named), *last)
     return table
 
 
@@ -125,12 +129,16 @@ def _assumptions(plan: Plan) -> Iterator[str]:
                 f"{name}: {options.utilisation:.0%} of {hardware.flops[dtype] / 1e12:g} TFLOP/s in {dtype} assumed"
                 f" (utilisation=…), {size(hardware.memory)}; {hardware.name}, {hardware.source}"
             )
-    if HERE in options.hardware:
+    if HERE in options.hardware and not plan.here:
+        yield "here: not timed, this machine has no such GPU"
+    elif HERE in options.hardware:
         cores = f"{plan.config.runtime.threads} thread(s) a model"
         yield (
             f"here: timed on {plan.device}, {cores}, {size(memory_here(plan.device))} of memory; start, gate,"
             " diagnostics and n-grams come on top (~: carried on from a smaller step); memory is that of tensors"
         )
+    if plan.config.runtime.compile:
+        yield "runtime.compile: neither what compiling takes nor what it gains is counted"
 
 
 def _planned(plan: Plan) -> list[ModelPlan]:

@@ -11,14 +11,27 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from baselines.interface import SequenceModel
 from harness.config import RunConfig
+from harness.jobs import Shape, shapes
+from harness.measure.config import MeasureConfig
 from harness.measure.fixed_target import BLOCK, TOKENS_AT_ONCE, block_starts, contexts_up_to
 from harness.measure.window import windows
 from harness.plan.memory import Read
+from harness.records import Decode, TrainStep
 from harness.tuning import grid
+
+
+class TimedShape(NamedTuple):
+    """A shape that is timed: its kind, the FLOPs of a turn and those of warming it up."""
+
+    shape: Shape
+    turn: int
+    warm: int
 
 
 @dataclass(frozen=True)
@@ -35,10 +48,12 @@ class Work:
     reads: Counter[Read]
     updates: Counter[int]
     scoring_flops: int
+    timed: tuple[TimedShape, ...] = ()
+    """What is timed afterwards, shape by shape."""
 
     @property
     def flops(self) -> int:
-        """All of it."""
+        """Of training and scoring."""
         return self.training_flops + self.scoring_flops
 
     @property
@@ -78,10 +93,7 @@ def work_of(config: RunConfig, name: str, baseline: SequenceModel, test: HeldOut
     train, loaded = config.train, config.model[name].checkpoint is not None
     trainings = 0 if loaded else len(grid(config, name))
     tokens = trainings * train.steps * train.tokens_per_step
-    row = baseline.flops(train.length, "train")
-    if config.runtime.activation_checkpointing:
-        row += blocks_flops(baseline, train.length)
-    training = tokens // train.length * row
+    training = tokens // train.length * row_flops(config, baseline, train.length)
     reads = scoring_reads(config, test, baseline.context_limit)
     updates = Counter[int]() if test.own else dynamic_updates(config, test.lengths)
     scored = min(2, max(1, trainings))
@@ -90,7 +102,42 @@ def work_of(config: RunConfig, name: str, baseline: SequenceModel, test: HeldOut
     return Work(
         trainings, tokens, training, Counter({read: scored * count for read, count in reads.items()}),
         Counter({length: scored * count for length, count in updates.items()}), scored * flops,
+        tuple(timed(config, baseline)) if config.measure.timing else (),
     )  # fmt: skip
+
+
+def row_flops(config: RunConfig, baseline: SequenceModel, length: int) -> int:
+    """FLOPs of a sequence of training as the run does it."""
+    again = blocks_flops(baseline, length) if config.runtime.activation_checkpointing else 0
+    return baseline.flops(length, "train") + again
+
+
+def timed(config: RunConfig, baseline: SequenceModel) -> Iterator[TimedShape]:
+    """Every shape that the run times and the model takes; to warm up it works two or three times, or reads a context.
+
+    A turn of decoding is `measure.decode_tokens` steps from a state that is kept.
+    """
+    limit, decoded = baseline.context_limit, config.measure.decode_tokens
+    for shape in shapes(config):
+        kind, length, rows = shape.kind, shape.length, shape.batch
+        if limit is not None and kind != TrainStep.kind and length + (decoded if kind == Decode.kind else 0) > limit:
+            continue
+        if kind == TrainStep.kind and not baseline.trains:
+            continue
+        if kind == Decode.kind:
+            turn = decoded * rows * baseline.flops(length, "step")
+            yield TimedShape(shape, turn, turn + rows * baseline.flops(length, "prefill"))
+        elif kind == TrainStep.kind:
+            turn = rows * row_flops(config, baseline, length)
+            yield TimedShape(shape, turn, 2 * turn)
+        else:
+            turn = rows * baseline.flops(length, "prefill")
+            yield TimedShape(shape, turn, 2 * turn)
+
+
+def timing_seconds(measure: MeasureConfig, turns: Iterable[tuple[float, float]]) -> float:
+    """Of shapes with so many seconds a turn and to warm up: each has turns enough and seconds enough."""
+    return sum(warm + max(measure.repeats * turn, measure.seconds + turn / 2) for turn, warm in turns)
 
 
 def read_flops(baseline: SequenceModel, read: Read) -> int:

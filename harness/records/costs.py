@@ -25,7 +25,10 @@ class Timed(Values):
 
 @dataclass
 class TrainStep(Timed):
-    """Wall seconds of each timed training step (forward, backward, optimiser) of batch × length tokens."""
+    """Wall seconds of each timed training step (forward, backward, optimiser) of batch × length tokens.
+
+    The batch is read `micro_batch` rows at a time (None: all at once) by one process.
+    """
 
     kind: ClassVar[str] = "train_step"
     batch: int
@@ -33,6 +36,8 @@ class TrainStep(Timed):
     seconds: list[float]
     peak_bytes: int | None
     flops: int
+    micro_batch: int | None = None
+    activation_checkpointing: bool = False
 
 
 @dataclass

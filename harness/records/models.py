@@ -10,7 +10,11 @@ from harness.records.values import Values
 
 @dataclass
 class Training(Values):
-    """A training run: `loss` in nats per token of each logged interval, at `tokens_seen`."""
+    """A training run: `loss` in nats per token of each logged interval, at `tokens_seen`.
+
+    CPU seconds are those of all processes that trained it, compilers included. The last five fields say how those did
+    that ended it; where they hold the defaults, the row may be older than the fields.
+    """
 
     kind: ClassVar[str] = "training"
     parameters: int
@@ -23,6 +27,11 @@ class Training(Values):
     cpu_seconds: float
     checkpoint: str
     learning_rate: float | None = None
+    engine: str = ""
+    processes: int = 1
+    micro_batch: int | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
 
 
 @dataclass

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from harness.records import Check, Gate, PositionCurve, Training, Tuning
+from harness.records import Check, Gate, PositionCurve, Training, TrainStep, Tuning
 from harness.report import formats
 from harness.report.collect import Run
 from harness.report.tables import Column, Table
@@ -74,6 +74,12 @@ def _conditions(run: Run, name: str) -> dict[str, str]:
             if values.learning_rate is not None:
                 how = "tuned" if "@" in name else "same for all"
                 found.setdefault("learning rate", []).append(f"{values.learning_rate:g} ({how})")
+            found.setdefault("training processes", []).append(
+                f"{values.processes} ({values.engine})" if values.processes > 1 else ""
+            )
+        if isinstance(values, Training | TrainStep):
+            found.setdefault("micro_batch", []).append(values.micro_batch)
+            found.setdefault("activation_checkpointing", []).append(values.activation_checkpointing or "")
         if isinstance(values, PositionCurve):
             found.setdefault("scored tokens", []).append(values.tokens)
             found.setdefault("convention", []).append(values.convention)

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.records import PositionCurve, Record, Timed, Training
+from harness.records import PositionCurve, Record, Timed, Training, TrainStep
 from harness.report.collect import Row, Run
 from harness.report.style import DAGGER
 
 KEYS = (
-    "device", "dtype", "threads", "compile", "processor", "data_hash", "training_tokens", "training_length",
-    "scored_bytes", "seeds",
+    "device", "dtype", "threads", "compile", "micro_batch", "activation_checkpointing", "processor", "data_hash",
+    "training_tokens", "training_length", "scored_bytes", "seeds",
 )  # fmt: skip
 
 
@@ -82,6 +82,10 @@ def _values(record: Record, key: str) -> list[Any]:
         return [values.train_length] if isinstance(values, Training) else []
     if key == "scored_bytes":
         return [values.bytes or values.tokens + values.documents] if isinstance(values, PositionCurve) else []
+    if key == "compile":  # nothing but training is ever compiled
+        return [record.conditions.compile] if isinstance(values, TrainStep) else []
+    if key in ("micro_batch", "activation_checkpointing"):  # what they change in a training is rounding
+        return [getattr(values, key)] if isinstance(values, TrainStep) else []
     if key == "processor":
         hardware = record.provenance.get("hardware", {})
         timed = isinstance(values, Timed)

@@ -5,17 +5,19 @@ every part's mean loss is weighted by its share of the batch, so the gradients t
 over processes are those of the batch's mean. With the engine `ddp` every process holds the whole model; with `fsdp`
 (FSDP2: `fully_shard`) a shard of every weight, gradient and moment, the weights of one block at a time being gathered.
 Activation checkpointing keeps the inputs of blocks alone and computes the rest again on the way back (Chen et al.,
-arXiv 1604.06174).
+arXiv 1604.06174). torch.compile compiles block by block: equal blocks share the code of the first one, and what a
+compiler does for a model lies within them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch._inductor.config
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -25,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from baselines.config import Unsupported
+from harness.runtime import RuntimeConfig
 
 
 class PeerLost(RuntimeError):
@@ -41,10 +44,43 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 def recompute_blocks(model: nn.Module) -> None:
     """Checkpoint the activations of every block of `model`; Unsupported if it has none."""
-    if not blocks(model):
-        raise Unsupported(f"runtime.activation_checkpointing: {type(model).__name__} has no list of blocks")
-    for block in blocks(model):
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    AsTrained(model, RuntimeConfig(activation_checkpointing=True)).install()
+
+
+class AsTrained(contextlib.AbstractContextManager[None]):
+    """Within, or once installed, the blocks of a model run as training runs them: compiled, computed twice, or plainly.
+
+    A model without a list of blocks is compiled as a whole; that it cannot be computed twice is Unsupported.
+    """
+
+    def __init__(self, model: nn.Module, runtime: RuntimeConfig) -> None:
+        found = blocks(model)
+        if runtime.activation_checkpointing and not found:
+            raise Unsupported(f"runtime.activation_checkpointing: {type(model).__name__} has no list of blocks")
+        changed = runtime.compile or runtime.activation_checkpointing
+        self.forwards = [(block, _forward(block, runtime)) for block in (found or [model])] if changed else []
+
+    def install(self) -> None:
+        """Let the blocks run so from now on."""
+        for block, forward in self.forwards:
+            block.forward = forward
+
+    def __enter__(self) -> None:
+        self.install()
+
+    def __exit__(self, *_: object) -> None:
+        for block, _forward in self.forwards:
+            del block.forward
+
+
+def _forward(block: nn.Module, runtime: RuntimeConfig) -> Callable[..., Any]:
+    forward: Callable[..., Any] = block.forward
+    if runtime.compile:
+        torch._inductor.config.compile_threads = 1  # in this process, whose CPU seconds are counted
+        forward = torch.compile(forward)
+    if runtime.activation_checkpointing:
+        forward = functools.partial(checkpoint, forward, use_reentrant=False)
+    return forward
 
 
 def spread(model: nn.Module, engine: str, accelerator: Accelerator) -> nn.Module:

@@ -9,6 +9,7 @@ or the processes that torchrun starts; `harness.train.engine` says how those sha
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from harness.data.batches import TrainingBatches
 from harness.records import Training
 from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
-from harness.train.engine import before_the_last, recompute_blocks, shares, spread
+from harness.train.engine import AsTrained, before_the_last, shares, spread
 from harness.train.resume import load_resume, save_resume
 from harness.train.schedule import learning_rate
 
@@ -55,6 +56,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 
+def cpu_time() -> float:
+    """CPU seconds of this process and of the compilers that it has run."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 class Trainer:
     """Trains one model; `run` may be called anew after any interruption and continues from the last resume state."""
 
@@ -74,8 +81,7 @@ class Trainer:
             )
         self.baseline, self.batches, self.config, self.runtime = baseline, batches, config, runtime
         self.resume_folder, self.accelerator, self.progress = resume_folder, accelerator, progress
-        if runtime.activation_checkpointing:
-            recompute_blocks(baseline.model)
+        AsTrained(baseline.model, runtime).install()
         self.model = spread(baseline.model, runtime.engine, accelerator)
         self.optimizer = make_optimizer(baseline.model, config)
         self.step = 0
@@ -87,7 +93,7 @@ class Trainer:
         """Train to the end of the budget; NonFiniteLoss if the loss leaves the numbers."""
         self._restore()
         self.model.train()
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), cpu_time()
         last_save, running = wall, torch.zeros((), device=self.accelerator.device)
         for step in range(self.step, self.config.steps):
             running += self._update(step)
@@ -98,8 +104,10 @@ class Trainer:
             running.zero_()
             now = time.perf_counter()
             self.wall_seconds, wall = self.wall_seconds + now - wall, now
-            self.cpu_seconds, cpu = self.cpu_seconds + time.process_time() - cpu, time.process_time()
-            if self._agreed(now - last_save) > self.config.checkpoint_seconds:
+            used, cpu = cpu_time() - cpu, cpu_time()
+            age, used = self._means(now - last_save, used)
+            self.cpu_seconds += used * self.accelerator.num_processes
+            if age > self.config.checkpoint_seconds:
                 self._keep()
                 last_save = now
         self.baseline.model.eval()
@@ -139,9 +147,11 @@ class Trainer:
         total = self.config.steps * self.config.tokens_per_step
         self.progress({"done": self.tokens_seen[-1], "total": total, "loss": mean})
 
-    def _agreed(self, seconds: float) -> float:
-        """The mean over processes, which all must save at the same step."""
-        return float(self.accelerator.reduce(torch.tensor(seconds, device=self.accelerator.device), "mean"))
+    def _means(self, *seconds: float) -> list[float]:
+        """The mean over processes of each: what all agree on, as on the step at which they save."""
+        own = torch.tensor(seconds, dtype=torch.float64, device=self.accelerator.device)
+        means: list[float] = self.accelerator.reduce(own, "mean").tolist()
+        return means
 
     def _keep(self) -> None:
         names = ("step", "loss", "tokens_seen", "wall_seconds", "cpu_seconds")
@@ -165,4 +175,9 @@ class Trainer:
             cpu_seconds=self.cpu_seconds,
             checkpoint="",
             learning_rate=self.config.learning_rate,
+            engine=self.runtime.engine,
+            processes=self.accelerator.num_processes,
+            micro_batch=self.runtime.micro_batch,
+            activation_checkpointing=self.runtime.activation_checkpointing,
+            compile=self.runtime.compile,
         )

@@ -28,6 +28,7 @@ from harness.measure.scenarios import (
     TrainStepScenario,
 )
 from harness.measure.stand import Stand
+from harness.runtime import RuntimeConfig
 from harness.train.config import TrainConfig
 
 
@@ -99,7 +100,7 @@ def every_scenario(model: SequenceModel) -> list[Scenario]:
     recipe = TrainConfig(tokens=1024, length=16, batch_size=2)
     return [
         PrefillScenario(model, "cpu", 1, 9), FirstTokenScenario(model, "cpu", 1, 9),
-        DecodeScenario(model, "cpu", 1, 9, 3), TrainStepScenario(model, "cpu", recipe, autocast=False),
+        DecodeScenario(model, "cpu", 1, 9, 3), TrainStepScenario(model, "cpu", recipe, RuntimeConfig()),
     ]  # fmt: skip
 
 
@@ -204,7 +205,7 @@ def test_nothing_is_asked_beyond_a_models_limit_and_all_within_it_is_fed(gru: Se
 def test_a_timed_training_step_leaves_the_weights(gru: SequenceModel) -> None:
     before = [p.clone() for p in gru.model.parameters()]
     clock = WorkClock(gru)
-    scenario = TrainStepScenario(gru, "cpu", TrainConfig(tokens=1024, length=16, batch_size=2), autocast=False)
+    scenario = TrainStepScenario(gru, "cpu", TrainConfig(tokens=1024, length=16, batch_size=2), RuntimeConfig())
     scenario.warm()
     assert scenario.take_turn(clock) == [10.0]
     assert all(torch.equal(a, b) for a, b in zip(before, gru.model.parameters(), strict=True))

@@ -83,7 +83,7 @@ def test_the_memory_of_a_step_is_what_the_allocator_gave_out(
 ) -> None:
     """Run as it is; from parts of the layers and one row; and carried on from half of the length."""
     train = TrainConfig(tokens=2000, length=384, batch_size=3)
-    step = TrainStepScenario(with_weights(sized, 256), "cpu", train, autocast=False)
+    step = TrainStepScenario(with_weights(sized, 256), "cpu", train, RuntimeConfig())
     step.prepare()
     measured = allocated(step._work)
     assert activation_bytes(sized, 256, 3, 384, False) == pytest.approx(measured, rel=0.001)

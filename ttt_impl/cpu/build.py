@@ -2,8 +2,9 @@
 
 The machine's own compiler knows the machine's own vectors, so the operators are compiled where they run, at first use:
 a second or so, once a machine, since the library is kept in the user's cache folder under a hash of all that made it.
-Functions take pointers (`tensor.data_ptr()`) through ctypes. Where nothing can be compiled, `library` answers None and
-says why in one warning; who asked then computes with plain PyTorch.
+Functions take pointers (`tensor.data_ptr()`) through ctypes. To torch.compile these would be constants; who calls one
+is kept out of its graphs (`torch.compiler.disable`). Where nothing can be compiled, `library` answers None and says why
+in one warning; who asked then computes with plain PyTorch.
 
 The sources spell their vectors and the order of their sums out (`vector.h`), so the compiler needs no -ffast-math: NaN
 and infinity stay visible, and the same machine computes the same bits.
@@ -21,6 +22,8 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 
 OFF = "TTT_BENCH_NO_COMPILE"
 """Set to 1, this environment variable forbids to compile."""
@@ -44,6 +47,12 @@ def library(source: Path) -> ctypes.CDLL | None:
     except (BuildError, OSError) as error:
         _warn_once(str(error))
         return None
+
+
+@torch.compiler.assume_constant_result
+def available(source: Path) -> bool:
+    """Whether there is a library of a .cpp file; for torch.compile a constant."""
+    return library(source) is not None
 
 
 def cached(source: Path) -> Path:

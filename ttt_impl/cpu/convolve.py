@@ -23,6 +23,7 @@ class _Arguments(ctypes.Structure):
     ]
 
 
+@torch.compiler.disable
 def convolve(
     x: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor, age: Tensor | None = None, silu: bool = False
 ) -> Tensor:

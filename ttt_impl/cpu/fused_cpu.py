@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ttt_impl.cpu.arguments import Backward, Forward, Segments, point, problem, segments_of, view
-from ttt_impl.cpu.build import library
+from ttt_impl.cpu.build import available, library
 from ttt_impl.layout import Layout
 from ttt_impl.learner import PUBLISHED, Inputs, Learner, Weights
 from ttt_impl.state import FastWeights, Rows, fold
@@ -35,14 +35,14 @@ def supports(
     """Whether `run` can take the call; compiles the operator at its first use."""
     packed, counted = layout.age is not None, layout.taken is not None and not layout.fill
     fits = (
-        not torch.compiler.is_compiling() and not counted and kind in SOURCES and learner == PUBLISHED
+        not counted and kind in SOURCES and learner == PUBLISHED
         and layout.size <= LARGEST and inputs.q.numel() > 0
         and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in inputs)
         and not (packed and (keep_state or state is not None))
         and not (differentiated and any(layout.fill))
         and (not record or is_step(layout, state, differentiated))
     )  # fmt: skip
-    return fits and library(SOURCES[kind]) is not None
+    return fits and available(SOURCES[kind])
 
 
 def is_step(layout: Layout, state: FastWeights | None, differentiated: bool) -> bool:
@@ -50,6 +50,7 @@ def is_step(layout: Layout, state: FastWeights | None, differentiated: bool) -> 
     return state is not None and layout.fits_open and not differentiated
 
 
+@torch.compiler.disable
 def run(
     kind: str, inputs: Inputs, weights: Weights, layout: Layout, state: FastWeights | None, keep_state: bool,
     differentiated: bool,

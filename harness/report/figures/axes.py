@@ -54,8 +54,8 @@ def numbers(values: Sequence[float]) -> list[str]:
 
 def context_axis(ax: Axes, low: float, high: float, label: str) -> None:
     """A log2 x axis over low … high with powers of two written out, six of them at most."""
+    ax.set_xlim(low, high)  # first: a scale is put on limits, and without them looks for positive values to fit
     ax.set_xscale("log", base=2)
-    ax.set_xlim(low, high)
     first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
     powers = [2**k for k in range(first, last + 1)]
     labelled = powers[:: max(1, math.ceil(len(powers) / 6))]
@@ -69,7 +69,7 @@ def value_axis(ax: Axes, values: Sequence[float], along: str = "y") -> None:
     """A log axis around all finite values with a little air, and ticks at round numbers."""
     low, high = _limits(values)
     ticks, texts = round_ticks(low, high)
-    ax.set(**{f"{along}scale": "log", f"{along}lim": (low, high)})
+    ax.set(**{f"{along}lim": (low, high), f"{along}scale": "log"})
     _ticks(ax.yaxis if along == "y" else ax.xaxis, ticks, texts)
 
 
@@ -84,7 +84,7 @@ def bytes_axis(ax: Axes, values: Sequence[float]) -> None:
     if len(ticks) < 3:
         ticks, texts = round_ticks(low / 1024**power, high / 1024**power)
         ticks, texts = [tick * 1024**power for tick in ticks], [f"{text} {_UNITS[power]}" for text in texts]
-    ax.set(yscale="log", ylim=(low, high))
+    ax.set(ylim=(low, high), yscale="log")
     _ticks(ax.yaxis, ticks, texts)
 
 
@@ -121,7 +121,7 @@ def rescale(ax: Axes, along: str, view: View, figure: str) -> None:
         context_axis(ax, low, high, ax.get_xlabel())
         return
     ticks, texts = round_ticks(low, high) if scale == "log" else ((t := linear_ticks(low, high)), numbers(t))
-    ax.set(**{f"{along}scale": scale, f"{along}lim": (low, high)})
+    ax.set(**{f"{along}lim": (low, high), f"{along}scale": scale})
     _ticks(axis, ticks, texts)
 
 
