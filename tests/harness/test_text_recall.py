@@ -31,7 +31,7 @@ class Copying(SequenceModel):
     kernel_path = "copying"
 
     def __init__(self, reach: int | None = None) -> None:
-        super().__init__(SimpleNamespace(config=SimpleNamespace(vocab_size=256)))  # type: ignore[arg-type]
+        super().__init__(SimpleNamespace(config=SimpleNamespace(vocab_size=256), modules=list))  # type: ignore[arg-type]
         self.reach = reach
 
     @classmethod

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.help import FOOTER
-from harness.records import PositionCurve, Prefill, Record, RecordStore, Training
+from harness.records import PositionCurve, Prefill, Record, RecordStore, Training, TrainStep
 from harness.report.__main__ import main
 from harness.report.collect import Run, collect
 from harness.report.likeness import KEYS, require_alike
@@ -58,6 +58,8 @@ CHANGES: dict[str, Change] = {
     "dtype": conditions(dtype="bfloat16"),
     "threads": conditions(threads=2),
     "compile": conditions(compile=True),
+    "micro_batch": values_of(TrainStep, micro_batch=2),
+    "activation_checkpointing": values_of(TrainStep, activation_checkpointing=True),
     "processor": provenance(hardware={"processor": "Another", "gpu": None}),
     "data_hash": provenance(data_hash="other"),
     "training_tokens": values_of(Training, tokens=5),

@@ -37,7 +37,8 @@ def _forgotten() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_operators_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU stands for a GPU here, which has none of them."""
-    for module in (fused_cpu, decode, pointwise):
+    monkeypatch.setattr(fused_cpu, "available", lambda source: False)
+    for module in (decode, pointwise):
         monkeypatch.setattr(module, "library", lambda source: None)
 
 
