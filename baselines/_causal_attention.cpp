@@ -85,7 +85,7 @@ struct Queries {
     // Scores s [keys][TILE] in powers of two, of the lanes from `lane` on.
     void scores(float *s, int key, int keys, int lane, bool diagonal) const {
         const Left k = {shared.k + int64_t(key) * shared.wide, shared.wide, 1};
-        product(s + lane, TILE, k, q + lane, TILE, keys, p.width, lanes - lane, p.scale * LOG2E, false);
+        product<2>(s + lane, TILE, k, q + lane, TILE, keys, p.width, lanes - lane, p.scale * LOG2E, false);
         if (!diagonal) return;
         ivec number;
         for (int i = 0; i < LANES; ++i) number[i] = i;
@@ -141,7 +141,7 @@ void forward(const Queries &queries, float *s, Running &now) {
         for (int i = lane; i < queries.lanes; i += LANES)
             rescale(now.y + i, p.width, soften(s + i, keys, now.m[i / LANES], now.l[i / LANES]));
         const Left v = {queries.shared.v + int64_t(key) * wide, 1, wide};
-        product(now.y + lane, TILE, v, s + lane, TILE, p.width, keys, queries.lanes - lane, 1.0f, true);
+        product<2>(now.y + lane, TILE, v, s + lane, TILE, p.width, keys, queries.lanes - lane, 1.0f, true);
     });
     for (int i = 0; i < queries.lanes; i += LANES) {
         const vec inverse = 1.0f / now.l[i / LANES];
@@ -199,7 +199,7 @@ void backward(const Queries &queries, const Gradients &d, Parts &parts) {
         const int seen = queries.lanes - lane;
         float *e = parts.e + lane, *ds = parts.ds + lane;
         queries.scores(parts.e, key, keys, lane, diagonal);
-        product(ds, TILE, {queries.shared.v + at, wide, 1}, parts.dy + lane, TILE, keys, p.width, seen, 1.0f, false);
+        product<2>(ds, TILE, {queries.shared.v + at, wide, 1}, parts.dy + lane, TILE, keys, p.width, seen, 1.0f, false);
         for (int j = 0; j < keys; ++j)
             for (int i = 0; i < seen; i += LANES) {
                 const vec weight = exp2_of_negative(load(e + j * TILE + i) - parts.m[(lane + i) / LANES]);
@@ -207,9 +207,9 @@ void backward(const Queries &queries, const Gradients &d, Parts &parts) {
                 store(ds + j * TILE + i, weight * (load(ds + j * TILE + i) - parts.D[(lane + i) / LANES]));
             }
         const float *dy_rows = parts.dy_rows + lane * wide, *q_rows = parts.q_rows + lane * wide;
-        product(parts.dv + at, wide, {e, TILE, 1}, dy_rows, wide, keys, seen, wide, 1.0f, true);
-        product(parts.dk + at, wide, {ds, TILE, 1}, q_rows, wide, keys, seen, wide, p.scale, true);
-        product(parts.dq + lane, TILE, {queries.shared.k + at, 1, wide}, ds, TILE, p.width, keys, seen, p.scale, true);
+        product<2>(parts.dv + at, wide, {e, TILE, 1}, dy_rows, wide, keys, seen, wide, 1.0f, true);
+        product<2>(parts.dk + at, wide, {ds, TILE, 1}, q_rows, wide, keys, seen, wide, p.scale, true);
+        product<2>(parts.dq + lane, TILE, {queries.shared.k + at, 1, wide}, ds, TILE, p.width, keys, seen, p.scale, true);
     });
     queries.from_lanes(parts.dq, d.q);
 }

@@ -42,10 +42,16 @@ INLINE void rows_of_blocks(
     for (; r < rows; ++r, a.x += a.row) block<1, V>(c + r * ldc, ldc, a, b, ldb, inner, scale, add);
 }
 
-// C [rows, width] = [C +] scale A [rows, inner] B [inner, width]; width in whole vectors.
-__attribute__((noinline)) inline void product(
+// C [rows, width] = [C +] scale A [rows, inner] B [inner, width]; width in whole vectors. Blocks of WIDEST vectors and as
+// many rows as the registers hold: 4 x 4 suits the products of TTT (by 15 % of a TTT-MLP), 8 x 2 those of attention
+// (by 20 %). Every sum has the same order in all of them.
+template <int WIDEST = 4>
+__attribute__((noinline)) void product(
     float *c, long ldc, Left a, const float *b, long ldb, int rows, int inner, int width, float scale, bool add) {
     int v = 0;
+    if constexpr (WIDEST == 4)
+        for (; v + 4 * LANES <= width; v += 4 * LANES)
+            rows_of_blocks<4, 4>(c + v, ldc, a, b + v, ldb, rows, inner, scale, add);
     for (; v + 2 * LANES <= width; v += 2 * LANES)
         rows_of_blocks<8, 2>(c + v, ldc, a, b + v, ldb, rows, inner, scale, add);
     for (; v < width; v += LANES) rows_of_blocks<8, 1>(c + v, ldc, a, b + v, ldb, rows, inner, scale, add);
