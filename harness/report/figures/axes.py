@@ -121,7 +121,8 @@ def rescale(ax: Axes, along: str, view: View, figure: str) -> None:
         context_axis(ax, low, high, ax.get_xlabel())
         return
     ticks, texts = round_ticks(low, high) if scale == "log" else ((t := linear_ticks(low, high)), numbers(t))
-    ax.set(**{f"{along}lim": (low, high), f"{along}scale": scale})
+    steps = {f"{along}lim": (low, high), f"{along}scale": scale}  # a log axis takes no limit below zero at any moment
+    ax.set(**steps if scale == "log" else dict(reversed(steps.items())))
     _ticks(axis, ticks, texts)
 
 
