@@ -49,9 +49,11 @@ def _mapped() -> Iterator[None]:
     """Within, what is large is mapped by itself; afterwards malloc goes on as after many large allocations."""
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(_MMAP_THRESHOLD, LARGE)
-    yield
-    libc.mallopt(_MMAP_THRESHOLD, GROWN)
-    libc.mallopt(_TRIM_THRESHOLD, 2 * GROWN)
+    try:
+        yield
+    finally:
+        libc.mallopt(_MMAP_THRESHOLD, GROWN)
+        libc.mallopt(_TRIM_THRESHOLD, 2 * GROWN)
 
 
 def _resident(field: str) -> int:
